@@ -1,0 +1,154 @@
+"""Every error a person can meet, with a stable code, a one-line cause and the mend.
+
+One catalogue, one exception class. Raise at the edge where the cause is known::
+
+    raise ConsiliumError(errors.STUDY_UNREADABLE, f"{path}: {reason}")
+
+The detail says what was seen; it must never hold a record, a label count or a secret, because details reach logs.
+Towards the operator a site has one code only, ``SITE_UNAVAILABLE`` (RULES 14); everything else stays on site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row of the catalogue: what can go wrong and how a person mends it."""
+
+    code: str
+    area: str
+    cause: str
+    mend: str
+
+
+class ConsiliumError(Exception):
+    """A fault that happened, with what was seen.
+
+    fault    the catalogue row
+    detail   what was seen, one line, free of records and secrets
+    """
+
+    def __init__(self, fault: Fault, detail: str = "") -> None:
+        self.fault = fault
+        self.detail = " ".join(detail.split())
+        super().__init__(str(self))
+
+    @property
+    def code(self) -> str:
+        """The stable code, such as ``CSL-101``."""
+        return self.fault.code
+
+    def __str__(self) -> str:
+        seen = f": {self.detail}" if self.detail else ""
+        return f"{self.fault.code} {self.fault.area}: {self.fault.cause}{seen}. Mend: {self.fault.mend}"
+
+    def __reduce__(self) -> tuple[type[ConsiliumError], tuple[Fault, str]]:
+        return (type(self), (self.fault, self.detail))
+
+
+# 1xx  study, identity, messages -----------------------------------------------------------------------------------
+STUDY_UNREADABLE = Fault("CSL-101", "study", "the file is not valid TOML or JSON", "correct the line named")
+STUDY_INVALID = Fault("CSL-102", "study", "a field is missing, unknown or out of range", "correct the field named")
+STUDY_DIGEST_MISMATCH = Fault(
+    "CSL-103", "study", "the bytes are not the study that was signed", "fetch the study again from the operator"
+)
+STUDY_SIGNATURE_WRONG = Fault(
+    "CSL-104", "study", "the operator's signature does not hold", "compare the operator's fingerprint by telephone"
+)
+STUDY_UNSIGNED = Fault("CSL-105", "study", "the study is not signed", "have the operator sign it")
+STUDY_EXPIRED = Fault("CSL-106", "study", "the study has expired", "have the operator sign a study that is still valid")
+STUDY_NOT_APPROVED = Fault("CSL-107", "study", "a site has not approved the study", "have the site named approve it")
+STUDY_KIND_REFUSED = Fault(
+    "CSL-108", "study", "a simulation study is never run on a site's own data", "sign it as a deployment study"
+)
+STUDY_SOFTWARE = Fault("CSL-109", "study", "this software is outside the study's range", "install a version in range")
+IDENTITY_INVALID = Fault("CSL-120", "identity", "the key is not a valid Ed25519 key", "give the key as 64 hex digits")
+SIGNATURE_WRONG = Fault("CSL-121", "identity", "a signature does not hold", "check who holds the private key")
+IDENTITY_UNKNOWN = Fault("CSL-122", "identity", "the sender is not in the roster", "admit the site in a new study")
+MESSAGE_MALFORMED = Fault("CSL-130", "message", "the message cannot be read", "check that both sides run one version")
+MESSAGE_MISBOUND = Fault(
+    "CSL-131", "message", "the message belongs to another study, instance, stage or sender", "none: it was refused"
+)
+
+# 2xx  privacy, ledger ----------------------------------------------------------------------------------------------
+PRIVACY_PARAMETER = Fault("CSL-201", "privacy", "a privacy parameter is out of range", "correct the value named")
+PRIVACY_UNREACHABLE = Fault(
+    "CSL-202", "privacy", "no noise reaches this epsilon", "raise epsilon, or lower the sampling rate or the steps"
+)
+PRIVACY_EXCEEDED = Fault(
+    "CSL-203", "privacy", "the study spends more than it states", "sign it with the epsilon recomputed here"
+)
+LEDGER_SPENT = Fault("CSL-204", "ledger", "budget spent", "end here, or open a new account for a new population")
+LEDGER_REPEATED = Fault("CSL-205", "ledger", "this charge has already been answered", "none: the reply is re-sent")
+NOISE_FAULT = Fault("CSL-206", "privacy", "the noise source failed", "do not train on this machine; report it")
+
+# 3xx  backbone, adapters, tasks, preflight -------------------------------------------------------------------------
+BACKBONE_MISSING = Fault("CSL-301", "backbone", "a file of the backbone is missing", "fetch the backbone again")
+BACKBONE_CHANGED = Fault(
+    "CSL-302", "backbone", "a file differs from its SHA-256 in the manifest", "fetch the backbone again"
+)
+BACKBONE_UNSAFE = Fault(
+    "CSL-303", "backbone", "only safetensors weights without remote code are loaded", "convert to safetensors"
+)
+BACKBONE_UNSUPPORTED = Fault(
+    "CSL-304", "backbone", "this architecture cannot be used here", "choose a backbone from docs/recipes.md"
+)
+BACKBONE_UNREACHABLE = Fault(
+    "CSL-305", "backbone", "the source of the backbone cannot be reached", "use a local folder or a mirror"
+)
+ADAPTER_INVALID = Fault("CSL-310", "adapter", "the adapter does not fit this backbone", "correct the field named")
+ADAPTER_VECTOR = Fault("CSL-311", "adapter", "a vector has the wrong length or non-finite values", "none: refused")
+TASK_INVALID = Fault("CSL-320", "task", "the task does not fit its data", "correct the field named")
+TASK_LABEL_UNKNOWN = Fault(
+    "CSL-321", "task", "a label in the data is not in the study", "map it in the query, or add it to the study"
+)
+PREFLIGHT_REFUSED = Fault(
+    "CSL-330", "preflight", "private gradients would be wrong on this model", "use another adapter or backbone"
+)
+
+# 4xx  secure aggregation -------------------------------------------------------------------------------------------
+SECAGG_MALFORMED = Fault("CSL-401", "secagg", "a protocol message cannot be read", "none: it was refused")
+SECAGG_ILLEGAL = Fault("CSL-402", "secagg", "the message is not legal in this state", "none: it was refused")
+SECAGG_SIGNATURE = Fault("CSL-403", "secagg", "a protocol signature does not hold", "none: it was refused")
+SECAGG_THRESHOLD = Fault("CSL-404", "secagg", "too few sites for a private sum", "wait for more sites to be online")
+SECAGG_REPLAY = Fault("CSL-405", "secagg", "an instance number went back or was used before", "none: it was refused")
+SECAGG_INCONSISTENT = Fault(
+    "CSL-406", "secagg", "the server showed different things to different sites", "tell the other sites; stop the study"
+)
+SECAGG_SHARE = Fault("CSL-407", "secagg", "a share or a recovered key is wrong", "none: the sum was aborted")
+SECAGG_VALUE = Fault("CSL-408", "secagg", "a value cannot be encoded", "none: it was refused")
+SECAGG_OVERFLOW = Fault("CSL-409", "secagg", "the sum could overflow its modulus", "raise bits or lower the clamp")
+SECAGG_ABORTED = Fault("CSL-410", "secagg", "the sum was aborted", "the round is tried again with a new epoch")
+
+# 5xx  data, scenarios ----------------------------------------------------------------------------------------------
+DATA_QUERY = Fault("CSL-501", "data", "the query cannot be run", "correct the SELECT")
+DATA_FORBIDDEN = Fault(
+    "CSL-502", "data", "the query is not one SELECT over files in the data folder", "read only, and only below --data"
+)
+DATA_COLUMN = Fault("CSL-503", "data", "a column named is not in the query's result", "correct the column roles")
+DATA_EMPTY = Fault("CSL-504", "data", "a site has no data", "correct the query, or leave the site out")
+DATA_VALUE = Fault("CSL-505", "data", "a value has the wrong type or is missing", "convert it in the query")
+SCENARIO_UNREADABLE = Fault("CSL-510", "scenario", "the file is not valid TOML", "correct the line named")
+SCENARIO_INVALID = Fault(
+    "CSL-511", "scenario", "a field is missing, unknown or out of range", "correct the field named"
+)
+PARTITION_IMPOSSIBLE = Fault(
+    "CSL-512", "scenario", "the data cannot be divided as asked", "ask for fewer sites or less skew"
+)
+OUTPUT_UNWRITABLE = Fault("CSL-513", "scenario", "the output folder cannot be written", "choose another --out")
+
+# 6xx  site, egress, link -------------------------------------------------------------------------------------------
+SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")
+EGRESS_REFUSED = Fault(
+    "CSL-601", "egress", "a reply is not what the study allows to leave", "none: nothing was sent"
+)
+QUORUM_LOST = Fault("CSL-602", "coordinator", "too few sites answered", "wait for more sites, then resume")
+RELEASE_INVALID = Fault("CSL-610", "release", "the released adapter cannot be written or read", "see the detail")
+
+
+def catalogue() -> tuple[Fault, ...]:
+    """Return every fault in order of its code."""
+    faults = [value for value in globals().values() if isinstance(value, Fault)]
+    return tuple(sorted(faults, key=lambda fault: fault.code))
