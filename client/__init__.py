@@ -1,0 +1,1 @@
+"""The hospital's side: data, private training, preflight, egress. Imports only common."""

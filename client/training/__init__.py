@@ -1,0 +1,1 @@
+"""Private training on adapter weights: sampler, gradients, noise, step, features."""

@@ -1,0 +1,1 @@
+"""The only place that touches the non-public modules of flwr."""

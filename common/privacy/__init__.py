@@ -1,0 +1,1 @@
+"""The privacy plan, its accounting and its statement."""

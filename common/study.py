@@ -1,0 +1,287 @@
+"""The Study: the signed agreement from which everything else derives.
+
+Data, never code. Written in TOML, frozen, made canonical by RFC 8785, named by the SHA-256 of those bytes, signed by the
+operator and countersigned by each site. A field that is not here is refused; nothing outside it steers a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Literal, NewType, Self, TypeVar
+
+import rfc8785
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import PublicKey, SiteId, parse_public_key
+
+Digest = NewType("Digest", str)
+"""64 hex digits of a SHA-256."""
+
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+M = TypeVar("M", bound=BaseModel)
+MAX_SITES = 255
+"""Shamir shares live in GF(256): one non-zero coordinate a site."""
+
+
+class Part(BaseModel):
+    """Base of every part of a study: frozen, strict, unknown keys refused, no NaN and no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Kind(StrEnum):
+    """A simulation study is signed in another domain, and a hospital's daemon refuses it (RULES 15)."""
+
+    DEPLOYMENT = "deployment"
+    SIMULATION = "simulation"
+
+
+class Unit(StrEnum):
+    """Whose presence the guarantee hides: add or remove one of these."""
+
+    RECORD = "record"
+    PATIENT = "patient"
+
+
+class Purpose(Part):
+    """Why the data may be used: GA4GH DUO codes and a sentence for people."""
+
+    duo: tuple[Annotated[str, StringConstraints(pattern=r"^DUO:\d{7}$")], ...] = Field(min_length=1)
+    statement: Line
+
+
+class BackboneManifest(Part):
+    """The pretrained model, pinned by the SHA-256 of every file, with its provenance."""
+
+    name: Line
+    source: Line
+    revision: Line
+    licence: Line = Field(description="SPDX identifier")
+    training_data: Line
+    files: dict[str, Hex32] = Field(min_length=1, description="relative path to SHA-256")
+
+    @model_validator(mode="after")
+    def _paths_stay_inside(self) -> Self:
+        for path in self.files:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*", path):
+                raise ValueError(f"file {path!r} is not a plain relative path")
+        return self
+
+
+class TextClassification(Part):
+    """Assign one of the labels to a text."""
+
+    kind: Literal["text-classification"] = "text-classification"
+    labels: tuple[Line, ...] = Field(min_length=2, max_length=1000)
+    label_texts: tuple[Line, ...] | None = Field(
+        default=None, description="one description a label; the head starts from their embeddings, at no privacy cost"
+    )
+    max_tokens: int = Field(default=128, ge=4, le=8192)
+
+    @model_validator(mode="after")
+    def _one_text_a_label(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels repeat")
+        if self.label_texts is not None and len(self.label_texts) != len(self.labels):
+            raise ValueError("label_texts must have one text a label")
+        return self
+
+
+class AdapterSpec(Part):
+    """Which weights train and travel."""
+
+    method: Literal["ffa-lora", "lora", "head-only"] = "ffa-lora"
+    rank: int = Field(default=8, ge=1, le=256)
+    alpha: float = Field(default=16.0, gt=0)
+    targets: tuple[Name, ...] = Field(default=("query", "value"), min_length=1)
+    last_layers: int = Field(default=0, ge=0, description="adapt only the last k layers; 0 adapts all")
+
+
+class Training(Part):
+    """How a site trains between two sums, and how many sums there are."""
+
+    rounds: int = Field(ge=1, le=100_000)
+    steps_per_round: int = Field(ge=1, le=100_000)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    micro_batch: int = Field(default=32, ge=1, le=65_536)
+    server_optimizer: Literal["fedavg", "fedadam"] = "fedavg"
+    server_learning_rate: float = Field(default=1.0, gt=0)
+
+
+class Privacy(Part):
+    """What each site guarantees to each unit for its whole participation, evaluation included."""
+
+    unit: Unit = Unit.RECORD
+    max_records_per_unit: int = Field(default=1, ge=1, le=10_000)
+    epsilon: float = Field(gt=0, description="for max_charges training charges and all evaluation releases together")
+    delta: float = Field(gt=0, lt=0.1)
+    sampling_rate: float = Field(gt=0, le=1)
+    noise_multiplier: float = Field(gt=0, description="noise standard deviation over clip norm, each step")
+    clip_norm: float = Field(gt=0)
+    max_charges: int = Field(ge=1, description="training charges a site may make; at least the rounds (RULES 7)")
+
+    @model_validator(mode="after")
+    def _one_record_is_one_record(self) -> Self:
+        if self.unit is Unit.RECORD and self.max_records_per_unit != 1:
+            raise ValueError("max_records_per_unit belongs to unit = 'patient'")
+        return self
+
+
+class Evaluation(Part):
+    """What is released about quality: noised counts, each unit of total weight one (RULES 9)."""
+
+    releases: int = Field(default=1, ge=0, le=1000)
+    noise_multiplier: float = Field(default=5.0, gt=0, description="noise over L2 sensitivity, each site, each release")
+
+
+class Aggregation(Part):
+    """How vectors are encoded and who must take part for a sum to exist (RULES 2, 4, 6)."""
+
+    bits: Literal[8, 12, 16, 20, 32] = 16
+    clamp: float = Field(gt=0, description="bound of each coordinate of an update after rotation")
+    minimum_cohort: int = Field(default=3, ge=2, le=MAX_SITES)
+    max_share: float = Field(default=0.9, gt=0, le=1, description="largest share of one site in a sum")
+
+
+class Member(Part):
+    """A site in the roster: who it is, and the public size it declared when it joined, never a live count."""
+
+    site: Name
+    key: Hex32
+    band: int = Field(ge=1, le=100_000_000, description="nominal number of units: weight and divisor")
+
+    @property
+    def site_id(self) -> SiteId:
+        """The site's name, typed."""
+        return SiteId(self.site)
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The site's Ed25519 key; raises CSL-120."""
+        return parse_public_key(self.key)
+
+
+class Study(Part):
+    """The agreement. See the module docstring."""
+
+    schema_version: Literal[1] = 1
+    kind: Kind
+    title: Line
+    operator: Hex32
+    created: str
+    expires: str
+    software: Line = ">=0.1,<0.2"
+    stream: Hex32 = Field(description="public randomness: the frozen A of FFA-LoRA, rotation signs")
+    purpose: Purpose
+    backbone: BackboneManifest
+    task: TextClassification
+    adapter: AdapterSpec
+    training: Training
+    privacy: Privacy
+    evaluation: Evaluation
+    aggregation: Aggregation
+    roster: tuple[Member, ...] = Field(min_length=3, max_length=MAX_SITES)
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        for name, value in (("created", self.created), ("expires", self.expires)):
+            _parse_time(name, value)
+        sites = [member.site for member in self.roster]
+        keys = [member.key for member in self.roster]
+        if len(set(sites)) != len(sites) or len(set(keys)) != len(keys):
+            raise ValueError("roster: a site or a key repeats")
+        if sites != sorted(sites):
+            raise ValueError("roster: sites must be in order of their names")
+        if self.privacy.max_charges < self.training.rounds:
+            raise ValueError("privacy.max_charges must be at least training.rounds")
+        if self.aggregation.minimum_cohort > len(self.roster):
+            raise ValueError("aggregation.minimum_cohort is larger than the roster")
+        return self
+
+    @classmethod
+    def from_toml(cls, text: str) -> Study:
+        """Read a study as written by an operator; raises CSL-101 or CSL-102."""
+        try:
+            fields = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConsiliumError(errors.STUDY_UNREADABLE, str(error)) from error
+        return cls.from_fields(fields)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, object]) -> Study:
+        """Build a study from parsed TOML or JSON; raises CSL-102."""
+        return validate(cls, fields, errors.STUDY_INVALID)
+
+    @classmethod
+    def from_canonical(cls, canonical: bytes) -> Study:
+        """Read the canonical bytes; raises CSL-101, CSL-102, or CSL-103 if they are not canonical."""
+        try:
+            study = cls.model_validate_json(canonical)
+        except ValidationError as error:
+            raise ConsiliumError(_fault_of(error), describe(error)) from error
+        if study.canonical() != canonical:
+            raise ConsiliumError(errors.STUDY_DIGEST_MISMATCH, "not in canonical form")
+        return study
+
+    def canonical(self) -> bytes:
+        """Return the RFC 8785 bytes: one study, one byte string."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> Digest:
+        """SHA-256 of the canonical bytes: the study's name everywhere."""
+        return Digest(hashlib.sha256(self.canonical()).hexdigest())
+
+    def member(self, site: str) -> Member:
+        """Return the roster's entry for a site; raises CSL-122."""
+        for member in self.roster:
+            if member.site == site:
+                return member
+        raise ConsiliumError(errors.IDENTITY_UNKNOWN, site)
+
+    def check_valid_at(self, now: datetime) -> None:
+        """Raise CSL-106 once the study has expired. ``now`` must be aware."""
+        if now >= _parse_time("expires", self.expires):
+            raise ConsiliumError(errors.STUDY_EXPIRED, f"expired {self.expires}")
+
+
+def validate(model: type[M], fields: dict[str, object], fault: errors.Fault) -> M:
+    """Validate parsed TOML against a strict model, turning what pydantic found into one coded error.
+
+    TOML arrays become tuples and strings become enumerations, as in JSON; numbers and booleans stay strict.
+    """
+    try:
+        return model.model_validate_json(json.dumps(fields, default=str))
+    except ValidationError as error:
+        raise ConsiliumError(fault, describe(error)) from error
+
+
+def describe(error: ValidationError) -> str:
+    """Name each field that was refused and why, without the value (it may be a secret)."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in item['loc']) or 'study'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    )
+
+
+def _fault_of(error: ValidationError) -> errors.Fault:
+    kinds = {item["type"] for item in error.errors(include_url=False)}
+    return errors.STUDY_UNREADABLE if "json_invalid" in kinds else errors.STUDY_INVALID
+
+
+def _parse_time(name: str, text: str) -> datetime:
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text):
+        raise ValueError(f"{name}: write times as 2027-01-31T00:00:00Z")
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""The operator's side: coordinator, aggregation, release. Imports only common."""
