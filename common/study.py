@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from datetime import UTC, datetime
@@ -119,6 +120,14 @@ class Training(Part):
     server_optimizer: Literal["fedavg", "fedadam"] = "fedavg"
     server_learning_rate: float = Field(default=1.0, gt=0)
 
+    def schedule_factor(self, progress: float) -> float:
+        """Return what the learning rate is multiplied by at ``progress`` in [0, 1) of the whole study."""
+        if self.schedule == "linear":
+            return 1.0 - progress
+        if self.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return 1.0
+
 
 class Privacy(Part):
     """What each site guarantees to each unit for its whole participation, evaluation included."""
@@ -202,6 +211,8 @@ class Study(Part):
         keys = [member.key for member in self.roster]
         if len(set(sites)) != len(sites) or len(set(keys)) != len(keys):
             raise ValueError("roster: a site or a key repeats")
+        if {"operator", "anyone"} & set(sites):
+            raise ValueError("roster: 'operator' and 'anyone' are not names for a site")
         if sites != sorted(sites):
             raise ValueError("roster: sites must be in order of their names")
         if self.privacy.max_charges < self.training.rounds:

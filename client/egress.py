@@ -1,0 +1,120 @@
+"""The single door of a site: every byte that leaves passes :meth:`Egress.release`.
+
+It checks a reply against the study (which parts may leave at this stage, and how large they can be), signs it, and writes
+down what left, to whom, for which instance and under which guarantee. What is not listed here cannot leave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import Identity, SiteId
+from common.messages import OPERATOR, Envelope, Sealed, Stage, seal
+from common.study import Study
+
+NONCE_BYTES = 32
+_PER_PEER_BYTES = 1024
+"""Upper bound of the protocol's keys, shares, signatures and framing for one peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressEntry:
+    """One thing that left."""
+
+    number: int
+    recipient: str
+    stage: Stage
+    instance: int
+    attempt: int
+    part_bytes: Mapping[str, int]
+    total_bytes: int
+    sha256: str
+    guarantee: str
+
+
+_GUARANTEES: Mapping[Stage, str] = {
+    Stage.IDENTIFY: "proof of identity",
+    Stage.KEYS: "public key of this epoch",
+    Stage.PREPARE: "public mask key; shares encrypted to peers",
+    Stage.ACKNOWLEDGE: "hashes of what peers sent",
+    Stage.FIT: "differentially private update, masked: only the sum over the cohort can be read",
+    Stage.VIEW: "signature over the surviving sites",
+    Stage.UNMASK: "shares that open the sum and nothing else",
+    Stage.COUNTS: "differentially private counts, masked: only the sum over the cohort can be read",
+    Stage.COUNTS_VIEW: "signature over the surviving sites",
+    Stage.COUNTS_UNMASK: "shares that open the sum and nothing else",
+}
+
+
+class Egress:
+    """The door of one site for one study.
+
+    dimension   length of the study's vector
+    cells       number of evaluation counts
+    write       called with each entry before its bytes are handed over
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        site: SiteId,
+        identity: Identity,
+        *,
+        dimension: int,
+        cells: int,
+        write: Callable[[EgressEntry], None],
+    ) -> None:
+        self._identity = identity
+        self._site = site
+        self._write = write
+        self._number = 0
+        overhead = _PER_PEER_BYTES * (len(study.roster) + 4)
+        # The rotation pads to a power of two at most, and a masked coordinate takes at most eight bytes.
+        padded = 1 << max(0, dimension - 1).bit_length()
+        packed = padded * study.aggregation.bits // 8
+        self._limits = {
+            stage: {"secagg": overhead + (packed if stage is Stage.FIT else 8 * cells if stage is Stage.COUNTS else 0)}
+            for stage in Stage
+            if stage is not Stage.IDENTIFY
+        }
+        self._limits[Stage.IDENTIFY] = {"nonce": NONCE_BYTES}
+
+    def release(self, request: Envelope, parts: Mapping[str, bytes]) -> Sealed:
+        """Let the reply to a verified request leave, signed and written down; raises CSL-601 and lets nothing out."""
+        limits = self._limits[request.stage]
+        if request.sender != OPERATOR or parts.keys() != limits.keys():
+            raise ConsiliumError(errors.EGRESS_REFUSED, f"{request.stage.value}: parts {sorted(parts)}")
+        for name, part in parts.items():
+            if len(part) > limits[name]:
+                raise ConsiliumError(errors.EGRESS_REFUSED, f"{request.stage.value}: {name} has {len(part)} bytes")
+        reply = seal(
+            Envelope(
+                study=request.study,
+                stage=request.stage,
+                instance=request.instance,
+                attempt=request.attempt,
+                sender=self._site,
+                recipient=OPERATOR,
+                parts=parts,
+            ),
+            self._identity,
+        )
+        self._number += 1
+        self._write(
+            EgressEntry(
+                number=self._number,
+                recipient=OPERATOR,
+                stage=request.stage,
+                instance=request.instance,
+                attempt=request.attempt,
+                part_bytes={name: len(part) for name, part in parts.items()},
+                total_bytes=reply.size,
+                sha256=hashlib.sha256(reply.header + reply.signature).hexdigest(),
+                guarantee=_GUARANTEES[request.stage],
+            )
+        )
+        return reply

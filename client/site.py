@@ -1,0 +1,228 @@
+"""The hospital's stage handlers as a Flower ClientApp: check, charge, compute, mask, let out.
+
+Each request is verified against the approved study before anything else; a request seen before is answered with the very
+same bytes; whatever goes wrong, the operator sees one ``unavailable`` and the reason stays here (RULES 14). Nothing in this
+module knows a model: the :class:`Workload` does, so that the link and the protocol can be tested without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.egress import NONCE_BYTES, Egress, EgressEntry
+from client.ledger import ChargeKey, Ledger
+from common import errors
+from common.agreement import Agreement
+from common.errors import ConsiliumError
+from common.identity import Identity, SiteId, parse_public_key
+from common.link.records import from_records, to_records
+from common.messages import ANYONE, OPERATOR, Envelope, Sealed, Stage, unseal
+from common.payloads import count_encoding, input_digest, parse_round, parse_vector, vector_encoding
+from common.privacy.plan import PrivacyPlan
+from common.secagg import SiteSession, Ticket
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+_log = logging.getLogger("consilium.site")
+_REPLIES_KEPT = 16
+
+
+class Workload(Protocol):
+    """What a site computes. Both results are differentially private before they are returned."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vector."""
+
+    def train(self, start: NDArray[np.float32], round_index: int) -> NDArray[np.float32]:
+        """Return the private update of one round, (dimension,) float32: end minus start."""
+
+    def evaluate(self, vector: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return the noised cells (weight, correct) of one evaluation, (2,) int64."""
+
+
+@dataclass(slots=True)
+class SiteLog:
+    """What a site keeps for itself: what left, what failed, and where time went. Never sent."""
+
+    egress: list[EgressEntry] = field(default_factory=list)
+    incidents: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "secagg": 0.0, "evaluation": 0.0})
+
+
+class Site:
+    """One site in one study.
+
+    agreement   the verified study with its approvals
+    verified    peers whose fingerprints this site compared out of band (RULES 3)
+    entropy     source of keys and shares; the operating system's, except in simulations
+    account     the patient population that the ledger charges
+    """
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        site: SiteId,
+        identity: Identity,
+        workload: Workload,
+        ledger: Ledger,
+        *,
+        verified: frozenset[SiteId],
+        entropy: Callable[[int], bytes] = os.urandom,
+        account: str = "default",
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        study = agreement.study
+        if study.member(site).public_key != identity.public_key:
+            raise ConsiliumError(errors.IDENTITY_UNKNOWN, f"{site} holds another key than the roster")
+        self.site = site
+        self.log = SiteLog()
+        self._study, self._digest = study, agreement.digest
+        self._operator_key = parse_public_key(study.operator)
+        self._plan = PrivacyPlan.for_site(study, site)
+        self._workload, self._ledger, self._account, self._clock = workload, ledger, account, clock
+        self._vectors = vector_encoding(study, workload.dimension)
+        self._counts = count_encoding(study)
+        self._egress = Egress(
+            study,
+            site,
+            identity,
+            dimension=workload.dimension,
+            cells=self._counts.dimension,
+            write=self.log.egress.append,
+        )
+        self._new_session = partial(SiteSession.for_study, study, identity, site, verified=verified, entropy=entropy)
+        self._session = self._new_session()
+        self._replies: OrderedDict[bytes, Sealed] = OrderedDict()
+        self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {
+            Stage.IDENTIFY: self._identify,
+            Stage.KEYS: lambda request: self._protocol(self._session.hello, request),
+            Stage.PREPARE: lambda request: self._protocol(self._session.prepare, request),
+            Stage.ACKNOWLEDGE: lambda request: self._protocol(self._session.acknowledge, request),
+            Stage.FIT: self._fit,
+            Stage.VIEW: lambda request: self._protocol(self._session.view, request),
+            Stage.UNMASK: lambda request: self._protocol(self._session.unmask, request),
+            Stage.COUNTS: self._count,
+            Stage.COUNTS_VIEW: lambda request: self._protocol(self._session.view, request),
+            Stage.COUNTS_UNMASK: lambda request: self._protocol(self._session.unmask, request),
+        }
+
+    def app(self) -> ClientApp:
+        """Return the Flower ClientApp that answers this site's stages."""
+        app = ClientApp()
+        categories = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
+        for stage in Stage:
+            category, action = stage.value.split(".")
+            categories[category](action)(partial(self._handle, stage))
+        return app
+
+    def answer(self, stage: Stage, sealed: Sealed) -> Sealed:
+        """Answer one request; raises a coded error and lets nothing out if anything is wrong with it."""
+        self._study.check_valid_at(self._clock())
+        recipient = ANYONE if stage is Stage.IDENTIFY else self.site
+        request = unseal(
+            sealed, self._operator_key, study=self._digest, stage=stage, sender=OPERATOR, recipient=recipient
+        )
+        name = hashlib.sha256(sealed.header).digest()
+        if name not in self._replies:
+            self._replies[name] = self._egress.release(request, self._handlers[stage](request))
+            while len(self._replies) > _REPLIES_KEPT:
+                self._replies.popitem(last=False)
+        return self._replies[name]
+
+    def _handle(self, stage: Stage, message: Message, context: Context) -> Message:
+        """Answer a Flower message. ``context`` is Flower's and holds nothing of ours: it is lost at a restart."""
+        del context
+        try:
+            return Message(to_records(self.answer(stage, from_records(message.content))), reply_to=message)
+        except ConsiliumError as error:
+            self.log.incidents.append(f"{stage.value}: {error}")
+            _log.warning("%s: %s", stage.value, error)
+        except Exception as error:
+            self.log.incidents.append(f"{stage.value}: {type(error).__name__}")
+            _log.exception("%s failed", stage.value)
+        return Message(Error(600, str(ConsiliumError(errors.SITE_UNAVAILABLE))), reply_to=message)
+
+    def _identify(self, request: Envelope) -> Mapping[str, bytes]:
+        nonce = _part(request, "nonce")
+        if len(nonce) != NONCE_BYTES:
+            raise ConsiliumError(errors.MESSAGE_MALFORMED, "a nonce has 32 bytes")
+        return {"nonce": nonce}
+
+    def _protocol(self, step: Callable[[bytes], bytes], request: Envelope) -> Mapping[str, bytes]:
+        with self._timed("secagg"):
+            return {"secagg": step(_part(request, "secagg"))}
+
+    def _fit(self, request: Envelope) -> Mapping[str, bytes]:
+        raw, round_bytes = _part(request, "vector"), _part(request, "round")
+        start = parse_vector(raw, self._workload.dimension)
+        round_index = parse_round(round_bytes, self._study.training.rounds)
+        digest = input_digest(request.stage, raw, round_bytes)
+        with self._timed("secagg"):
+            ticket = self._session.open_input(
+                _part(request, "secagg"), input_digest=digest, stage=request.stage.value, encoding=self._vectors
+            )
+        self._charge(request, ticket, digest)
+        with self._timed("training"):
+            update = self._workload.train(start, round_index)
+        with self._timed("secagg"):
+            return {"secagg": self._session.mask(ticket, update)}
+
+    def _count(self, request: Envelope) -> Mapping[str, bytes]:
+        raw = _part(request, "vector")
+        vector = parse_vector(raw, self._workload.dimension)
+        digest = input_digest(request.stage, raw)
+        with self._timed("secagg"):
+            ticket = self._session.open_input(
+                _part(request, "secagg"), input_digest=digest, stage=request.stage.value, encoding=self._counts
+            )
+        self._charge(request, ticket, digest)
+        with self._timed("evaluation"):
+            cells = self._workload.evaluate(vector)
+        with self._timed("secagg"):
+            return {"secagg": self._session.mask(ticket, cells)}
+
+    def _charge(self, request: Envelope, ticket: Ticket, digest: bytes) -> None:
+        key = ChargeKey(
+            account=self._account,
+            study=self._digest,
+            stage=request.stage,
+            instance=ticket.instance,
+            attempt=request.attempt,
+            input_digest=digest,
+            cohort=ticket.cohort,
+        )
+        self._ledger.charge(key, self._plan)
+
+    def _timed(self, name: str) -> _Timer:
+        return _Timer(self.log.seconds, name)
+
+
+class _Timer:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._name] += time.perf_counter() - self._start
+
+
+def _part(request: Envelope, name: str) -> bytes:
+    try:
+        return request.parts[name]
+    except KeyError as error:
+        raise ConsiliumError(errors.MESSAGE_MALFORMED, f"no part {name!r}") from error

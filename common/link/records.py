@@ -1,0 +1,54 @@
+"""Sealed envelopes as Flower records and back, by flwr's public API alone.
+
+Parts travel as uint8 arrays, because Flower sends arrays in chunks and configuration bytes in one piece.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array as FlowerArray
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import Signature
+from common.messages import Sealed
+
+_ENVELOPE = "consilium"
+_PARTS = "parts"
+
+
+def to_records(sealed: Sealed) -> RecordDict:
+    """Pack a sealed envelope into the content of a Flower message."""
+    arrays = {name: FlowerArray(np.frombuffer(part, dtype=np.uint8)) for name, part in sealed.parts.items()}
+    return RecordDict(
+        {
+            _ENVELOPE: ConfigRecord({"header": sealed.header, "signature": bytes(sealed.signature)}),
+            _PARTS: ArrayRecord(arrays),
+        }
+    )
+
+
+def from_records(content: RecordDict) -> Sealed:
+    """Read a sealed envelope from a Flower message; raises CSL-130 for anything that is not exactly one."""
+    try:
+        if set(content) != {_ENVELOPE, _PARTS}:
+            raise ConsiliumError(errors.MESSAGE_MALFORMED, "unexpected records")
+        envelope, arrays = content[_ENVELOPE], content[_PARTS]
+        if not isinstance(envelope, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+            raise ConsiliumError(errors.MESSAGE_MALFORMED, "unexpected kinds of records")
+        header, signature = envelope["header"], envelope["signature"]
+        if set(envelope) != {"header", "signature"} or not isinstance(header, bytes) or not isinstance(signature, bytes):
+            raise ConsiliumError(errors.MESSAGE_MALFORMED, "unexpected fields")
+        return Sealed(header, Signature(signature), {name: _bytes_of(array) for name, array in arrays.items()})
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConsiliumError(errors.MESSAGE_MALFORMED, type(error).__name__) from error
+
+
+def _bytes_of(array: FlowerArray) -> bytes:
+    if array.dtype != "uint8":
+        raise ConsiliumError(errors.MESSAGE_MALFORMED, "a part is not bytes")
+    values = array.numpy()
+    if values.dtype != np.uint8 or values.ndim != 1:
+        raise ConsiliumError(errors.MESSAGE_MALFORMED, "a part is not bytes")
+    return values.tobytes()

@@ -1,0 +1,70 @@
+"""The server's optimiser: how the decoded mean update moves the global vector.
+
+It sees only the mean over the survivors, never one site's update.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.study import Training
+
+Vector = NDArray[np.float32]
+
+
+class ServerOptimizer(Protocol):
+    """Moves the global vector by the mean update of one round."""
+
+    def step(self, vector: Vector, mean_update: NDArray[np.float64], round_index: int) -> Vector:
+        """Return the next global vector; all arrays have shape (dimension,)."""
+
+
+class FedAvg:
+    """Adds the mean update times the server learning rate [McMahan et al. 2017, alg. 1]."""
+
+    def __init__(self, training: Training) -> None:
+        self._learning_rate = training.server_learning_rate
+
+    def step(self, vector: Vector, mean_update: NDArray[np.float64], round_index: int) -> Vector:
+        """Return ``vector + learning_rate * mean_update``."""
+        del round_index
+        return (vector + self._learning_rate * mean_update).astype(np.float32)
+
+
+class FedAdam:
+    """Adam on the mean update as a pseudo-gradient [Reddi et al. 2021, alg. 2], with bias correction.
+
+    Its step does not depend on the update's scale, so the study's schedule acts on the server learning rate here.
+    """
+
+    beta1 = 0.9
+    beta2 = 0.99
+    epsilon = 1e-8
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._steps = 0
+        self._first: NDArray[np.float64] | None = None
+        self._second: NDArray[np.float64] | None = None
+
+    def step(self, vector: Vector, mean_update: NDArray[np.float64], round_index: int) -> Vector:
+        """Return the next global vector; the moments live in this object."""
+        first = np.zeros_like(mean_update) if self._first is None else self._first
+        second = np.zeros_like(mean_update) if self._second is None else self._second
+        self._steps += 1
+        self._first = self.beta1 * first + (1 - self.beta1) * mean_update
+        self._second = self.beta2 * second + (1 - self.beta2) * mean_update**2
+        corrected_first = self._first / (1 - self.beta1**self._steps)
+        corrected_second = self._second / (1 - self.beta2**self._steps)
+        rate = self._training.server_learning_rate * self._training.schedule_factor(
+            round_index / self._training.rounds
+        )
+        return (vector + rate * corrected_first / (np.sqrt(corrected_second) + self.epsilon)).astype(np.float32)
+
+
+def server_optimizer(training: Training) -> ServerOptimizer:
+    """Return the optimiser that the study names."""
+    return {"fedavg": FedAvg, "fedadam": FedAdam}[training.server_optimizer](training)
