@@ -138,6 +138,9 @@ PARTITION_IMPOSSIBLE = Fault(
     "CSL-512", "scenario", "the data cannot be divided as asked", "ask for fewer sites or less skew"
 )
 OUTPUT_UNWRITABLE = Fault("CSL-513", "scenario", "the output folder cannot be written", "choose another --out")
+METRICS_INVALID = Fault(
+    "CSL-514", "report", "metrics.json is missing, unreadable or holds a figure out of range", "run the scenario again"
+)
 
 # 6xx  site, egress, link -------------------------------------------------------------------------------------------
 SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")
