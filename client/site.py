@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from common.messages import ANYONE, OPERATOR, Envelope, Sealed, Stage, unseal
 from common.payloads import count_encoding, input_digest, parse_round, parse_vector, vector_encoding
 from common.privacy.plan import PrivacyPlan
 from common.secagg import SiteSession, Ticket
+from common.stopwatch import Stopwatch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
@@ -59,7 +59,7 @@ class SiteLog:
 
     egress: list[EgressEntry] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "secagg": 0.0, "evaluation": 0.0})
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
 
 class Site:
@@ -162,7 +162,7 @@ class Site:
         return {"nonce": nonce}
 
     def _protocol(self, step: Callable[[bytes], bytes], request: Envelope) -> Mapping[str, bytes]:
-        with self._timed("secagg"):
+        with self.log.watch.timed("secagg"):
             return {"secagg": step(_part(request, "secagg"))}
 
     def _fit(self, request: Envelope) -> Mapping[str, bytes]:
@@ -170,28 +170,28 @@ class Site:
         start = parse_vector(raw, self._workload.dimension)
         round_index = parse_round(round_bytes, self._study.training.rounds)
         digest = input_digest(request.stage, raw, round_bytes)
-        with self._timed("secagg"):
+        with self.log.watch.timed("secagg"):
             ticket = self._session.open_input(
                 _part(request, "secagg"), input_digest=digest, stage=request.stage.value, encoding=self._vectors
             )
         self._charge(request, ticket, digest)
-        with self._timed("training"):
+        with self.log.watch.timed("training"):
             update = self._workload.train(start, round_index)
-        with self._timed("secagg"):
+        with self.log.watch.timed("secagg"):
             return {"secagg": self._session.mask(ticket, update)}
 
     def _count(self, request: Envelope) -> Mapping[str, bytes]:
         raw = _part(request, "vector")
         vector = parse_vector(raw, self._workload.dimension)
         digest = input_digest(request.stage, raw)
-        with self._timed("secagg"):
+        with self.log.watch.timed("secagg"):
             ticket = self._session.open_input(
                 _part(request, "secagg"), input_digest=digest, stage=request.stage.value, encoding=self._counts
             )
         self._charge(request, ticket, digest)
-        with self._timed("evaluation"):
+        with self.log.watch.timed("evaluation"):
             cells = self._workload.evaluate(vector)
-        with self._timed("secagg"):
+        with self.log.watch.timed("secagg"):
             return {"secagg": self._session.mask(ticket, cells)}
 
     def _charge(self, request: Envelope, ticket: Ticket, digest: bytes) -> None:
@@ -205,20 +205,6 @@ class Site:
             cohort=ticket.cohort,
         )
         self._ledger.charge(key, self._plan)
-
-    def _timed(self, name: str) -> _Timer:
-        return _Timer(self.log.seconds, name)
-
-
-class _Timer:
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._name] += time.perf_counter() - self._start
 
 
 def _part(request: Envelope, name: str) -> bytes:

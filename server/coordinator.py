@@ -7,7 +7,6 @@ a new attempt that every site charges anew; a study whose sites no longer suffic
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ from common.link.records import from_records, to_records
 from common.messages import ANYONE, OPERATOR, Envelope, Stage, peek_sender, seal, unseal
 from common.payloads import count_encoding, dump_round, dump_vector, input_digest, vector_encoding
 from common.secagg import Encoding, Phase, ServerSession, Sum
+from common.stopwatch import Stopwatch
 from server.aggregation import Vector, server_optimizer
 
 _ATTEMPTS = 3
@@ -71,7 +71,6 @@ class Outcome:
     vector: Vector
     rounds: list[RoundRecord] = field(default_factory=list)
     counts: Sum | None = None
-    seconds_secagg: float = 0.0
 
 
 class Coordinator:
@@ -105,6 +104,7 @@ class Coordinator:
         self._instance = 0
         self._attempt = 0
         self.traffic = Traffic()
+        self.watch = Stopwatch()
         self.outcome = Outcome(np.array(start, dtype=np.float32))
 
     def app(self) -> ServerApp:
@@ -163,13 +163,13 @@ class Coordinator:
             self._attempt = attempt
             try:
                 session = self._session or self._open_epoch(grid)
-                with _Clock(self.outcome):
+                with self.watch.timed("secagg"):
                     digest = input_digest(stages.input, *(parts[name] for name in ("vector", "round") if name in parts))
                     session.begin(stage=stages.input.value, input_digest=digest, encoding=encoding)
                 self._exchange(grid, session, stages.input, parts)
                 while session.phase in (Phase.VIEW, Phase.UNMASK):
                     self._exchange(grid, session, stages.view if session.phase is Phase.VIEW else stages.unmask, {})
-                with _Clock(self.outcome):
+                with self.watch.timed("secagg"):
                     return session.result()
             except ConsiliumError as error:
                 if not error.code.startswith("CSL-4"):
@@ -187,13 +187,13 @@ class Coordinator:
 
     def _exchange(self, grid: Grid, session: ServerSession, stage: Stage, parts: Mapping[str, bytes]) -> None:
         """Send this phase's requests, hand each reply to the session, close the phase."""
-        with _Clock(self.outcome):
+        with self.watch.timed("secagg"):
             requests = session.requests()
         envelopes = {
             self._nodes[site]: self._envelope(stage, site, {"secagg": raw, **parts}) for site, raw in requests.items()
         }
         replies = self._send(grid, envelopes)
-        with _Clock(self.outcome):
+        with self.watch.timed("secagg"):
             for reply in replies.values():
                 try:
                     session.receive(SiteId(reply.sender), reply.parts.get("secagg", b""))
@@ -244,15 +244,3 @@ class Coordinator:
         if (reply.instance, reply.attempt) != (request.instance, request.attempt):
             raise ConsiliumError(errors.MESSAGE_MISBOUND, "another instance")
         return reply
-
-
-class _Clock:
-    def __init__(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._outcome.seconds_secagg += time.perf_counter() - self._start
-
