@@ -1,7 +1,8 @@
 """What a simulated study came to: `metrics.json`, as frozen models.
 
-The exact figures in here (pooled, per site, curve) were read by the simulator from the sites' own records; only `released` is
-what an operator would have seen. Nothing in this module computes a figure: it names, bounds, writes and reads them.
+The exact figures in here (pooled, per site, curve) were read by the simulator from the sites' own records; only
+`released` is what an operator would have seen. Nothing in this module computes a figure: it names, bounds, writes and
+reads them.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Baseline(Part):
 
 
 class LocalOnly(Part):
-    """Every site alone: `accuracy` is the mean over sites on the pooled test, `own_test_accuracy` on each site's own."""
+    """Every site alone: `accuracy` is the mean over sites on the pooled test, `own_test_accuracy` on their own."""
 
     accuracy: Fraction
     own_test_accuracy: Fraction
@@ -244,7 +245,7 @@ def standing_warnings(*, private: bool, synthetic: bool, tuned: bool) -> tuple[s
 
 
 def write(metrics: Metrics, path: Path) -> None:
-    """Write `metrics.json`: keys sorted, two spaces, one final newline; equal metrics give equal bytes. Raises CSL-513, CSL-514."""
+    """Write `metrics.json`: keys sorted, one final newline; equal metrics give equal bytes. Raises CSL-513, CSL-514."""
     try:
         text = json.dumps(
             metrics.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False
@@ -258,7 +259,7 @@ def write(metrics: Metrics, path: Path) -> None:
 
 
 def read(path: Path) -> Metrics:
-    """Read what `write` wrote; raises CSL-514 for a missing file, an unknown key, a missing part or a figure out of range."""
+    """Read what `write` wrote; raises CSL-514 for a missing file, an unknown key or a figure out of range."""
     try:
         return Metrics.model_validate_json(path.read_bytes())
     except OSError as error:
