@@ -1,0 +1,54 @@
+# One command sets everything up: each target first brings .venv to the pins in constraints.txt.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Two cores are enough: one thread a process, and as many test processes as WORKERS says.
+export OMP_NUM_THREADS ?= 1
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench clean
+
+help:  ## say what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(READY)  ## run a complete private, encrypted study on synthetic notes; the report lands in runs/demo
+	$(BIN)/consilium-sim run simulations/scenarios/demo.toml --out runs/demo
+
+test: $(READY)  ## every test that is not slow
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+
+test-slow: $(READY)  ## the slow tests: statistics, whole studies, browser
+	@$(BIN)/python -m pytest -m slow || { code=$$?; test $$code -eq 5 && echo "no slow test was collected"; }
+
+check: $(READY)  ## format, lint, types, layers, names, licences, error pages, wheel, bill of materials
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.house.names
+	$(BIN)/python -m tests.house.licences
+	$(BIN)/python -m tests.house.error_pages --check
+	$(BIN)/python -m tests.house.wheel
+	@mkdir -p runs
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o runs/sbom.json $(BIN)/python
+
+bench: $(READY)  ## the benchmark tables, or one: make bench NAME=secagg
+	$(BIN)/python -m simulations.benchmarks $(NAME) $(ARGS)
+
+clean:  ## remove caches and build products; .venv and runs stay
+	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find common client server simulations tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
