@@ -1,4 +1,4 @@
-"""`python -m tests.house.error_pages [--check]`: write docs/errors.md from the catalogue, or say if it is not current."""
+"""`python -m tests.house.error_pages [--check]`: write docs/errors.md from the catalogue, or compare it."""
 
 from __future__ import annotations
 

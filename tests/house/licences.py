@@ -77,13 +77,14 @@ def installed() -> list[Verdict]:
 
 
 def _judge_installed(package: Distribution) -> Verdict:
-    fields = package.metadata
-    classifiers = [line.rsplit("::", 1)[-1].strip() for line in fields.get_all("Classifier") or () if "License" in line]
+    lines = package.metadata.get_all("Classifier") or ()
+    classifiers = [line.rsplit("::", 1)[-1].strip() for line in lines if line.startswith("License ::")]
     return judge(package.name, _field(package, "License-Expression"), _field(package, "License"), tuple(classifiers))
 
 
 def _field(package: Distribution, name: str) -> str:
-    return package.metadata[name] if name in package.metadata else ""
+    values: list[str] = package.metadata.get_all(name) or [""]
+    return values[0]
 
 
 def _stated(text: str, classifiers: tuple[str, ...]) -> str:

@@ -1,0 +1,76 @@
+"""The layers of the house hold, and what must be light is light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "peft", "opacus")
+LIGHT = (
+    "common.agreement",
+    "common.errors",
+    "common.identity",
+    "common.link.inprocess",
+    "common.link.records",
+    "common.messages",
+    "common.payloads",
+    "common.privacy.plan",
+    "common.secagg",
+    "common.stream",
+    "common.study",
+    "client.data",
+    "client.egress",
+    "client.ledger",
+    "client.site",
+    "server.aggregation",
+    "server.coordinator",
+    "simulations.cli",
+    "simulations.metrics",
+    "simulations.report",
+    "simulations.scenario",
+)
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter with the arguments given and return what came of it."""
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_the_layers_hold() -> None:
+    result = run("-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-logo", "--no-cache")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_light_module_loads_without_the_machine_learning_stack(module: str) -> None:
+    result = run("-c", f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])")
+    assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stdout + result.stderr
+
+
+def test_help_needs_no_machine_learning_stack() -> None:
+    program = f"""
+import sys
+from simulations.cli import main
+sys.argv = ["consilium-sim", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    result = run("-c", program)
+    assert (result.stderr.strip(), result.returncode) == ("[]", 0), result.stdout + result.stderr
+
+
+def test_our_packages_are_found_where_the_working_directory_is_not_searched(tmp_path: Path) -> None:
+    for name in ("common", "client", "server", "simulations"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('a stranger was imported')")
+    program = "import client, common, server, simulations; print(common.__file__)"
+    result = run("-P", "-c", program, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()) == ROOT / "common" / "__init__.py"
