@@ -21,7 +21,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0.0)]
 
-NOT_PRIVATE = "NOT PRIVATE: the noise came from a seed, so that this run can be repeated. Anyone who knows the seed can remove it."
+NOT_PRIVATE = (
+    "NOT PRIVATE: the noise came from a seed so that this run can be repeated; whoever knows the seed can undo it."
+)
 SYNTHETIC = "SYNTHETIC DATA: no patient stands behind these texts, and no figure here says anything about real ones."
 TUNED = "TUNED NON-PRIVATELY: settings were chosen on exact validation figures, which epsilon does not cover."
 SITE_FIGURES = "SIMULATOR ONLY: per-site, exact and baseline figures are never released by a real study."

@@ -1,0 +1,293 @@
+"""`report.html`: one page that a person reads to the end, made from `Metrics` and the `Study` alone.
+
+It stands by itself: no request, no script, style allowed by its hash only, figures as inline SVG. Equal input gives
+equal bytes. Whatever comes from outside (titles, sites, columns, the command) is escaped, by Jinja or in `figures`.
+It must never compute a result: comparisons are in `findings`, numbers in `metrics`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from common import errors
+from common.errors import ConsiliumError
+from common.study import Study, Unit
+from simulations import figures, findings
+from simulations.figures import Bar, Mark, Panel, Row, clean, percent
+from simulations.metrics import Metrics, SiteMetrics
+
+TEMPLATES = Path(__file__).parent / "templates"
+WIDE, NARROW = 720, 344
+"""Pixels that figures are drawn for; the style sheet shows one of the two."""
+MOST_ROWS = 60
+"""Sites drawn in one figure; of more, those that gain most and least."""
+OPEN_TABLE = 40
+"""Sites in a table that is open from the start."""
+METHODS = {
+    "ffa-lora": "FFA-LoRA: of each low-rank pair only B trains; A stays as drawn from the study's public stream",
+    "lora": "LoRA: both matrices of each low-rank pair train",
+    "head-only": "the classification head alone",
+}
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+PARTS = ("setup", "features", "training", "secagg", "transport", "evaluation", "baselines")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A heading, list or paragraph of the privacy statement; its lines are escaped already."""
+
+    kind: str
+    lines: tuple[Markup, ...]
+
+
+def write_report(metrics: Metrics, study: Study, path: Path) -> None:
+    """Write the page. Raises CSL-513 if the path cannot be written, CSL-514 if the metrics are of another study."""
+    page = render(metrics, study)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{path}: {error.strerror}") from error
+
+
+def render(metrics: Metrics, study: Study) -> str:
+    """Return the page; raises CSL-514 if the metrics are of another study."""
+    if metrics.study_digest != study.digest:
+        raise ConsiliumError(errors.METRICS_INVALID, "the metrics belong to another study")
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    sites = findings.sites_by_gain(metrics)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            metrics=metrics,
+            study=study,
+            style=Markup(style),  # noqa: S704  our own file, no input in it
+            style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+            warnings=[_split_warning(text) for text in metrics.warnings],
+            verdict=findings.verdict(metrics),
+            evidence=findings.evidence(metrics),
+            arms=findings.arms(metrics),
+            sites=sites,
+            kinds=_kinds(metrics),
+            compared=any(findings.site_gain(site) is not None for site in sites),
+            subgroups=findings.subgroups(metrics),
+            method=METHODS.get(study.adapter.method, study.adapter.method),
+            unit=_unit(study),
+            colluders=len(study.roster) // 3,
+            statement=tuple(statement_blocks(metrics.privacy.statement)),
+            guess=findings.guess_at_best(metrics.privacy.epsilon, metrics.privacy.delta),
+            open_table=OPEN_TABLE,
+            arms_figure=_arms_figure(metrics),
+            sites_figure=_sites_figure(sites),
+            sites_left_out=max(len(sites) - MOST_ROWS, 0),
+            curve_figure=_curve_figure(metrics),
+            seconds_figure=_seconds_figure(metrics),
+            cell=lambda group: _cell(group, metrics.pooled.accuracy),
+        )
+    )
+
+
+def statement_blocks(text: str) -> Iterator[Block]:
+    """Split the statement (plain text or simple markdown): headings `#`, items `-`, tables `|`, paragraphs."""
+    kind, kept = "", list[str]()
+    for line in [*clean(text).splitlines(), ""]:
+        bare = line.strip()
+        starts = _kind_of(bare)
+        if kept and starts == "paragraph" and kind in {"items", "paragraph"}:
+            kept[-1] += " " + bare
+            continue
+        if kept and (starts != kind or kind == "heading"):
+            yield Block(kind, tuple(_inline(part) for part in kept))
+            kept = []
+        kind = starts
+        if bare:
+            kept.append(re.sub(r"^(#+|[-*])\s+", "", bare))
+
+
+def size(count: float) -> str:
+    """Print a number of bytes with three digits and a decimal unit."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= 0.9995 * scale:
+            value = count / scale
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Print seconds as a person says them."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def small(value: float) -> str:
+    """Print a probability such as delta: 1e-5 as 10⁻⁵, 0.02 as it is."""
+    if value == 0 or value >= 0.001:
+        return f"{value:g}"
+    digits, power = f"{value:.2e}".split("e")
+    digits = digits.rstrip("0").rstrip(".")
+    raised = "10" + str(int(power)).translate(SUPERSCRIPTS)
+    return raised if digits == "1" else f"{digits} × {raised}"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        percent=percent, signed=findings.signed, size=size, duration=duration, small=small,
+        epsilon=findings.epsilon_text, gain=findings.site_gain, count=lambda value: f"{value:,}",
+        wilson=lambda share, count: findings.wilson(share, count), swatch=lambda kind: _drawn(figures.swatch(kind)),
+    )  # fmt: skip
+    return environment
+
+
+def _both(draw: Callable[[int], str]) -> Markup:
+    wide, narrow = draw(WIDE), draw(NARROW)
+    return _drawn(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')
+
+
+def _drawn(svg: str) -> Markup:
+    return Markup(svg)  # noqa: S704  every text was escaped in figures
+
+
+def _arms_figure(metrics: Metrics) -> Markup:
+    rows = []
+    for arm in findings.arms(metrics):
+        low, high = arm.interval or (None, None)
+        marks = [Mark(arm.kind, arm.accuracy, f"{arm.name}: {percent(arm.accuracy)}", low, high)]
+        if arm.kind == "local":
+            marks[:0] = [
+                Mark("each", alone, f"{site.id} alone: {percent(alone)}")
+                for site in metrics.sites
+                if (alone := site.accuracy_local_only_on_pooled) is not None
+            ]
+        rows.append(Row(arm.name, tuple(marks), percent(arm.accuracy)))
+    if metrics.released is not None:
+        told = metrics.released
+        mark = Mark("released", told.accuracy, f"released: {percent(told.accuracy)}", told.low, told.high)
+        rows.append(Row("As released, with noise", (mark,), percent(told.accuracy)))
+    said = "; ".join(f"{row.name}: {row.aside}" for row in rows)
+    label = "Accuracy on the pooled test records, by way of training"
+    return _both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, guide="federated"))
+
+
+def _sites_figure(sites: tuple[SiteMetrics, ...]) -> Markup:
+    shown = sites if len(sites) <= MOST_ROWS else sites[: MOST_ROWS // 2] + sites[-MOST_ROWS // 2 :]
+    rows = [_site_row(site) for site in shown]
+    label = "Accuracy on each site's own test records"
+    said = "; ".join(", ".join(mark.hint for mark in row.marks) for row in rows) + ". The table below has all figures."
+    link = ("local", "federated")
+    return _both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, link=link))
+
+
+def _site_row(site: SiteMetrics) -> Row:
+    low, high = findings.wilson(site.accuracy, site.test_examples)
+    others = (
+        ("centralised", "one place", site.accuracy_centralised),
+        ("nonprivate", "together, no privacy", site.accuracy_federated_nonprivate),
+        ("local", "alone", site.accuracy_local_only),
+    )
+    marks = [
+        Mark(kind, value, f"{site.id}, {name}: {percent(value)}") for kind, name, value in others if value is not None
+    ]
+    hint = f"{site.id}, together: {percent(site.accuracy)} of {site.test_examples:,}"
+    gained = findings.site_gain(site)
+    aside = percent(site.accuracy) if gained is None else findings.signed(gained)
+    return Row(site.id, (*marks, Mark("federated", site.accuracy, hint, low, high)), aside)
+
+
+def _kinds(metrics: Metrics) -> tuple[tuple[str, str], ...]:
+    """The marks of the sites' figure, for its legend and its table: those measured at any site."""
+    asked = (
+        ("local", "alone", [site.accuracy_local_only for site in metrics.sites]),
+        ("federated", "together", [site.accuracy for site in metrics.sites]),
+        ("nonprivate", "together, no privacy", [site.accuracy_federated_nonprivate for site in metrics.sites]),
+        ("centralised", "all in one place", [site.accuracy_centralised for site in metrics.sites]),
+    )
+    return tuple((kind, name) for kind, name, values in asked if any(value is not None for value in values))
+
+
+def _curve_figure(metrics: Metrics) -> Markup | None:
+    exact = tuple((point.round, point.accuracy) for point in metrics.curve if point.accuracy is not None)
+    norms = tuple((point.round, point.update_norm) for point in metrics.curve if point.update_norm is not None)
+    rates = tuple((point.round, point.learning_rate) for point in metrics.curve if point.learning_rate is not None)
+    if not exact:
+        return None
+    panels = (
+        Panel("accuracy on validation records", "federated", exact, percent),
+        Panel("length of the mean update", "small", norms, lambda value: f"{value:.3g}"),
+        Panel("learning rate", "small", rates, lambda value: f"{value:.3g}"),
+    )
+    best = max(exact, key=lambda point: point[1])
+    said = (
+        f"From {percent(exact[0][1])} at round {exact[0][0]} to {percent(exact[-1][1])} at round {exact[-1][0]}; "
+        f"highest {percent(best[1])} at round {best[0]}."
+    )
+    label = "Accuracy on validation records by round"
+    return _both(lambda width: figures.line_panels(panels, width=width, label=label, description=said))
+
+
+def _seconds_figure(metrics: Metrics) -> Markup | None:
+    spent = metrics.seconds
+    named = [(name, getattr(spent, name)) for name in PARTS]
+    rest = spent.total - sum(value for _, value in named)
+    bars = [Bar(name, value, duration(value)) for name, value in named if value > 0]
+    if rest > 0.01 * spent.total:
+        bars.append(Bar("everything else", rest, duration(rest)))
+    if not bars:
+        return None
+    said = "; ".join(f"{bar.name} {bar.text}" for bar in bars)
+    label = "Seconds by part of the run"
+    return _both(lambda width: figures.bar_chart(bars, width=width, label=label, description=said))
+
+
+def _cell(group: findings.SubgroupFinding, overall: float) -> Markup:
+    mark = Mark("federated", group.accuracy, f"{group.value}: {percent(group.accuracy)}", group.low, group.high)
+    return _drawn(figures.cell_interval(mark, (0.0, 1.0), overall))
+
+
+def _unit(study: Study) -> str:
+    if study.privacy.unit is Unit.PATIENT:
+        return f"one patient with all records (at most {study.privacy.max_records_per_unit} count)"
+    return "one record"
+
+
+def _split_warning(text: str) -> tuple[str, str]:
+    head, colon, rest = text.partition(":")
+    return (head, rest.strip()) if colon and head.isupper() else ("NOTE", text)
+
+
+def _kind_of(line: str) -> str:
+    if not line:
+        return "blank"
+    if re.match(r"#+\s", line):
+        return "heading"
+    if re.match(r"[-*]\s", line):
+        return "items"
+    return "table" if line.startswith("|") else "paragraph"
+
+
+def _inline(line: str) -> Markup:
+    """Escape, then mark **strong** and `code`, which escaping leaves as they are."""
+    safe = str(escape(line))
+    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", safe))  # noqa: S704  escaped two lines above
