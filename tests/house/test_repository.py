@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -84,3 +85,18 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:
 def test_an_unknown_benchmark_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmarks(["no-such-table"]) == 2
     assert "no benchmark is called 'no-such-table'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["check", "test", "test-slow", None])
+def test_the_ci_run_tries_everything_and_fails_if_anything_did(tmp_path: Path, broken: str | None) -> None:
+    make = tmp_path / "make"
+    make.write_text(f'#!/bin/sh\necho "made $1"\n[ "$1" != "{broken}" ]\n')
+    make.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CI": "true"}
+    result = subprocess.run([ROOT / ".ci" / "run"], env=environment, capture_output=True, text=True, check=False)
+    assert [line for line in result.stdout.splitlines() if line.startswith("made")] == [
+        "made check",
+        "made test",
+        "made test-slow",
+    ]
+    assert result.returncode == (1 if broken else 0)
