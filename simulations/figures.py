@@ -133,7 +133,7 @@ def dot_plot(
     guide   kind of mark through which a vertical hairline is drawn, from its first occurrence
     """
     stacked = width < STACKED_BELOW
-    left, right = (8.0, 8.0) if stacked else (min(0.3 * width, 200.0), 74.0)
+    left, right = (8.0, 8.0) if stacked else (_name_room(rows, width), 74.0)
     height, top = (46.0 if stacked else 26.0), 26.0
     bottom = top + height * len(rows)
     ends = [v for row in rows for m in row.marks for v in (m.value, m.low, m.high) if v is not None]
@@ -179,7 +179,7 @@ def line_panels(panels: Sequence[Panel], *, width: int, label: str, description:
     for tick in ticks(across.low, across.high, 5 if width < STACKED_BELOW else 9):
         if tick == int(tick):
             parts.append(_text(across.at(tick), bottom + 18, "tick middle", str(int(tick))))
-    parts.append(_text(width - right + 10, bottom + 18, "tick", "round"))
+    parts.append(_text(left - 8, bottom + 18, "tick end", "round"))
     return _svg(width, bottom + 26, label, description, parts)
 
 
@@ -211,6 +211,11 @@ def swatch(kind: str) -> str:
     return (
         f'<svg class="swatch" width="18" height="14" viewBox="0 0 18 14" aria-hidden="true">{_shape(kind, 9, 7)}</svg>'
     )
+
+
+def _name_room(rows: Sequence[Row], width: float) -> float:
+    longest = max((len(row.name) for row in rows), default=0)
+    return min(longest * CHARACTER + 30.0, 0.34 * width)
 
 
 def _disguises(character: str) -> bool:
@@ -268,7 +273,8 @@ def _shape(kind: str, x: float, y: float) -> str:
         return f'<path class="mark {kind}" d="M{x:.1f} {y - 6:.1f}v12"/>'
     if kind == "released":
         return f'<path class="mark {kind}" d="M{x - 5:.1f} {y + 4.5:.1f}h10l-5 -9.5z"/>'
-    return f'<circle class="mark {escape(kind)}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
+    radius = 3.2 if kind == "each" else 4.5
+    return f'<circle class="mark {escape(kind)}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
 
 
 def _grid(axis: Axis, marks: Sequence[float], top: float, bottom: float) -> str:

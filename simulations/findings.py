@@ -95,7 +95,7 @@ def arms(metrics: Metrics) -> tuple[Arm, ...]:
     if base.local_only is not None:
         alone, note = base.local_only, "Mean over sites of the models trained on one site's records only."
         found.append(Arm("local", "Each site alone (mean)", alone.accuracy, None, alone.macro_f1, note))
-    name = f"Together, ε = {epsilon_text(metrics.privacy.epsilon)}"
+    name = f"Together, {epsilon_is(metrics.privacy.epsilon)}"
     found.append(_arm("federated", name, pooled, count, "The federated model of this study."))
     if base.federated_nonprivate is not None:
         note = "The same study without clipping and noise."
@@ -109,7 +109,7 @@ def arms(metrics: Metrics) -> tuple[Arm, ...]:
 def verdict(metrics: Metrics) -> tuple[str, ...]:
     """Return the headline: what federation brought and, where it was measured, what privacy cost."""
     base, mine, count = metrics.baselines, metrics.pooled.accuracy, metrics.pooled.examples
-    budget = f"ε = {epsilon_text(metrics.privacy.epsilon)}"
+    budget = epsilon_is(metrics.privacy.epsilon)
     if base.local_only is None:
         said = [f"The federated model, trained under {budget}, is right on {percent(mine)} of the pooled test."]
     else:
@@ -134,19 +134,21 @@ def verdict(metrics: Metrics) -> tuple[str, ...]:
 def evidence(metrics: Metrics) -> tuple[str, ...]:
     """Return the sentences under the headline: the figures behind it, and how many sites gain or lose."""
     base, mine, count = metrics.baselines, metrics.pooled.accuracy, metrics.pooled.examples
-    said = [f"On {count:,} pooled test records the federated model is right on {percent(mine)}"]
-    if base.local_only is not None:
+    low, high = wilson(mine, count)
+    if base.local_only is None:
+        said = [f"That is on {count:,} records; its 95% interval reaches from {percent(low)} to {percent(high)}."]
+    else:
         gain = difference(mine, base.local_only.accuracy, count)
-        said[0] += (
-            f", a site's own model on {percent(base.local_only.accuracy)} (mean over sites): "
-            f"{signed(gain.value)} points, where chance alone could make {100 * gain.chance:.1f}"
-        )
-    said[0] += "."
+        said = [
+            f"On {count:,} pooled test records the federated model is right on {percent(mine)}, a site's own model on "
+            f"{percent(base.local_only.accuracy)} (mean over sites): {signed(gain.value)} points, where chance alone "
+            f"could make {100 * gain.chance:.1f}."
+        ]
     if base.federated_nonprivate is not None:
         cost = difference(mine, base.federated_nonprivate.accuracy, count)
         said.append(
-            f"Without clipping and noise it would be {percent(base.federated_nonprivate.accuracy)}: privacy makes "
-            f"{signed(cost.value)} points, where chance alone could make {100 * cost.chance:.1f}."
+            f"The same study without clipping and noise reaches {percent(base.federated_nonprivate.accuracy)}: privacy "
+            f"makes a difference of {signed(cost.value)} points, where chance alone could make {100 * cost.chance:.1f}."
         )
     compared = [(site, gained) for site in metrics.sites if (gained := site_gain(site)) is not None]
     if compared:
@@ -196,7 +198,7 @@ def guess_at_best(epsilon: float, delta: float) -> float:
 
 def points(value: float) -> str:
     """Print a difference of accuracies >= 0 in percentage points."""
-    return f"{100 * value:.1f} {'point' if f'{100 * value:.1f}' == '1.0' else 'points'}"
+    return f"{100 * value:.1f}\u00a0{'point' if f'{100 * value:.1f}' == '1.0' else 'points'}"
 
 
 def signed(value: float) -> str:
@@ -209,6 +211,11 @@ def epsilon_text(epsilon: float) -> str:
     """Print epsilon with at most two decimals, never smaller than it is."""
     raised = math.ceil(round(epsilon * 100, 6)) / 100
     return f"{raised:.2f}".rstrip("0").rstrip(".")
+
+
+def epsilon_is(epsilon: float) -> str:
+    """Print `ε = ...` so that no line breaks within it."""
+    return f"ε\u00a0=\u00a0{epsilon_text(epsilon)}"
 
 
 def _arm(kind: str, name: str, score: Score | Baseline, count: int, note: str) -> Arm:

@@ -22,7 +22,7 @@ from common.errors import ConsiliumError
 from common.study import Study, Unit
 from simulations import figures, findings
 from simulations.figures import Bar, Mark, Panel, Row, clean, percent
-from simulations.metrics import Metrics, SiteMetrics
+from simulations.metrics import SITE_FIGURES, Metrics, SiteMetrics
 
 TEMPLATES = Path(__file__).parent / "templates"
 WIDE, NARROW = 720, 344
@@ -37,6 +37,7 @@ METHODS = {
     "head-only": "the classification head alone",
 }
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+NAMES = {"sgd": "SGD", "adam": "Adam", "fedavg": "FedAvg", "fedadam": "FedAdam"}
 PARTS = ("setup", "features", "training", "secagg", "transport", "evaluation", "baselines")
 
 
@@ -46,6 +47,15 @@ class Block:
 
     kind: str
     lines: tuple[Markup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A warning in two parts; `calm` if it is true of every simulation."""
+
+    head: str
+    rest: str
+    calm: bool
 
 
 def write_report(metrics: Metrics, study: Study, path: Path) -> None:
@@ -71,7 +81,7 @@ def render(metrics: Metrics, study: Study) -> str:
             study=study,
             style=Markup(style),  # noqa: S704  our own file, no input in it
             style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-            warnings=[_split_warning(text) for text in metrics.warnings],
+            warnings=[_warned(text) for text in metrics.warnings],
             verdict=findings.verdict(metrics),
             evidence=findings.evidence(metrics),
             arms=findings.arms(metrics),
@@ -155,6 +165,7 @@ def _environment() -> Environment:
     environment.filters.update(
         percent=percent, signed=findings.signed, size=size, duration=duration, small=small,
         epsilon=findings.epsilon_text, gain=findings.site_gain, count=lambda value: f"{value:,}",
+        interval=_interval, long=_long, known=lambda name: NAMES.get(name, name),
         wilson=lambda share, count: findings.wilson(share, count), swatch=lambda kind: _drawn(figures.swatch(kind)),
     )  # fmt: skip
     return environment
@@ -169,7 +180,7 @@ def _drawn(svg: str) -> Markup:
     return Markup(svg)  # noqa: S704  every text was escaped in figures
 
 
-def _arms_figure(metrics: Metrics) -> Markup:
+def _arms_figure(metrics: Metrics) -> Markup | None:
     rows = []
     for arm in findings.arms(metrics):
         low, high = arm.interval or (None, None)
@@ -185,6 +196,8 @@ def _arms_figure(metrics: Metrics) -> Markup:
         told = metrics.released
         mark = Mark("released", told.accuracy, f"released: {percent(told.accuracy)}", told.low, told.high)
         rows.append(Row("As released, with noise", (mark,), percent(told.accuracy)))
+    if len(rows) < 2:
+        return None
     said = "; ".join(f"{row.name}: {row.aside}" for row in rows)
     label = "Accuracy on the pooled test records, by way of training"
     return _both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, guide="federated"))
@@ -252,7 +265,7 @@ def _seconds_figure(metrics: Metrics) -> Markup | None:
     rest = spent.total - sum(value for _, value in named)
     bars = [Bar(name, value, duration(value)) for name, value in named if value > 0]
     if rest > 0.01 * spent.total:
-        bars.append(Bar("everything else", rest, duration(rest)))
+        bars.append(Bar("other", rest, duration(rest)))
     if not bars:
         return None
     said = "; ".join(f"{bar.name} {bar.text}" for bar in bars)
@@ -267,13 +280,23 @@ def _cell(group: findings.SubgroupFinding, overall: float) -> Markup:
 
 def _unit(study: Study) -> str:
     if study.privacy.unit is Unit.PATIENT:
-        return f"one patient with all records (at most {study.privacy.max_records_per_unit} count)"
+        return f"one patient with all their records, of which at most {study.privacy.max_records_per_unit} are used"
     return "one record"
 
 
-def _split_warning(text: str) -> tuple[str, str]:
+def _warned(text: str) -> Warned:
     head, colon, rest = text.partition(":")
-    return (head, rest.strip()) if colon and head.isupper() else ("NOTE", text)
+    calm = text == SITE_FIGURES
+    return Warned(head, rest.strip(), calm) if colon and head.isupper() else Warned("NOTE", text, calm)
+
+
+def _interval(pair: tuple[float, float]) -> str:
+    return f"{100 * pair[0]:.1f} – {percent(pair[1])}".replace("-", "−")
+
+
+def _long(name: str) -> bool:
+    """Too long for one line of a table."""
+    return len(name) > 28
 
 
 def _kind_of(line: str) -> str:

@@ -52,7 +52,7 @@ def study(sites: int = 4, **changes: object) -> Study:
         "task": {"labels": ["urgent", "routine", "refer", "advise"], "max_tokens": 128},
         "adapter": {"rank": 8, "last_layers": 2},
         "training": {"rounds": 20, "steps_per_round": 8},
-        "privacy": {"max_charges": 24, "sampling_rate": 0.05},
+        "privacy": {"unit": "patient", "max_records_per_unit": 4, "max_charges": 24, "sampling_rate": 0.05},
     } | changes
     return Study.from_fields(fields(sites, **told)[0])
 
@@ -102,7 +102,7 @@ def run(
             for number in range(rounds + 1)
         ),
         privacy=PrivacyMetrics(
-            unit="one patient",
+            unit="patient",
             neighbour="add or remove one patient with all their records",
             epsilon=7.9931,
             delta=1e-5,
