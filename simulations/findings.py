@@ -6,7 +6,7 @@ Pure functions from `Metrics`. Nothing here claims a difference that chance on a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulations.figures import percent
@@ -93,7 +93,7 @@ def arms(metrics: Metrics) -> tuple[Arm, ...]:
         note = "Always answers the commonest label."
         found.append(_arm("majority", "Most frequent label", base.majority, count, note))
     if base.local_only is not None:
-        alone, note = base.local_only, "Mean over sites of the models trained on one site's records only."
+        alone, note = base.local_only, "Mean over sites of the models trained on one site’s records only."
         found.append(Arm("local", "Each site alone (mean)", alone.accuracy, None, alone.macro_f1, note))
     name = f"Together, {epsilon_is(metrics.privacy.epsilon)}"
     found.append(_arm("federated", name, pooled, count, "The federated model of this study."))
@@ -140,7 +140,7 @@ def evidence(metrics: Metrics) -> tuple[str, ...]:
     else:
         gain = difference(mine, base.local_only.accuracy, count)
         said = [
-            f"On {count:,} pooled test records the federated model is right on {percent(mine)}, a site's own model on "
+            f"On {count:,} pooled test records the federated model is right on {percent(mine)}, a site’s own model on "
             f"{percent(base.local_only.accuracy)} (mean over sites): {signed(gain.value)} points, where chance alone "
             f"could make {100 * gain.chance:.1f}."
         ]
@@ -152,12 +152,7 @@ def evidence(metrics: Metrics) -> tuple[str, ...]:
         )
     compared = [(site, gained) for site in metrics.sites if (gained := site_gain(site)) is not None]
     if compared:
-        losing = [(site, value) for site, value in compared if value < 0]
-        said.append(f"On its own test, federation helps {_of(sum(v > 0 for _, v in compared), len(compared))}")
-        if losing:
-            site, worst = min(losing, key=lambda item: item[1])
-            said[-1] += f" and leaves {len(losing)} worse off; the largest loss is {points(-worst)}, at {site.id}"
-        said[-1] += "."
+        said.append(_sites_said(compared))
     return tuple(said)
 
 
@@ -220,6 +215,17 @@ def epsilon_is(epsilon: float) -> str:
 
 def _arm(kind: str, name: str, score: Score | Baseline, count: int, note: str) -> Arm:
     return Arm(kind, name, score.accuracy, wilson(score.accuracy, count), score.macro_f1, note)
+
+
+def _sites_said(compared: Sequence[tuple[SiteMetrics, float]]) -> str:
+    losing = [(site, value) for site, value in compared if value < 0]
+    said = f"Judged by each site’s own test, federation helps {_of(sum(v > 0 for _, v in compared), len(compared))}"
+    if not losing:
+        return f"{said}."
+    site, worst = min(losing, key=lambda item: item[1])
+    clear = difference(site.accuracy, site.accuracy - worst, site.test_examples).clear
+    told = "" if clear else f", which its {site.test_examples:,} records cannot tell from chance"
+    return f"{said} and leaves {len(losing)} worse off; the largest loss is {points(-worst)}, at {site.id}{told}."
 
 
 def _ranked(values: Mapping[str, list[tuple[str, float, int]]]) -> tuple[SubgroupFinding, ...]:

@@ -32,7 +32,7 @@ MOST_ROWS = 60
 OPEN_TABLE = 40
 """Sites in a table that is open from the start."""
 METHODS = {
-    "ffa-lora": "FFA-LoRA: of each low-rank pair only B trains; A stays as drawn from the study's public stream",
+    "ffa-lora": "FFA-LoRA: of each low-rank pair only B trains; A stays as drawn from the study’s public stream",
     "lora": "LoRA: both matrices of each low-rank pair train",
     "head-only": "the classification head alone",
 }
@@ -71,7 +71,7 @@ def render(metrics: Metrics, study: Study) -> str:
     """Return the page; raises CSL-514 if the metrics are of another study."""
     if metrics.study_digest != study.digest:
         raise ConsiliumError(errors.METRICS_INVALID, "the metrics belong to another study")
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8") + _stamp(metrics)
     sites = findings.sites_by_gain(metrics)
     return (
         _environment()
@@ -206,7 +206,7 @@ def _arms_figure(metrics: Metrics) -> Markup | None:
 def _sites_figure(sites: tuple[SiteMetrics, ...]) -> Markup:
     shown = sites if len(sites) <= MOST_ROWS else sites[: MOST_ROWS // 2] + sites[-MOST_ROWS // 2 :]
     rows = [_site_row(site) for site in shown]
-    label = "Accuracy on each site's own test records"
+    label = "Accuracy on each site’s own test records"
     said = "; ".join(", ".join(mark.hint for mark in row.marks) for row in rows) + ". The table below has all figures."
     link = ("local", "federated")
     return _both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, link=link))
@@ -288,6 +288,15 @@ def _warned(text: str) -> Warned:
     head, colon, rest = text.partition(":")
     calm = text == SITE_FIGURES
     return Warned(head, rest.strip(), calm) if colon and head.isupper() else Warned("NOTE", text, calm)
+
+
+def _stamp(metrics: Metrics) -> str:
+    """Return the rule that prints the gravest facts in the margin of every sheet of paper."""
+    known = ((not metrics.privacy.private, "NOT PRIVATE"), (metrics.config.synthetic, "SYNTHETIC DATA"))
+    facts = [text for holds, text in known if holds]
+    if not facts:
+        return ""
+    return f'@page {{ @top-right {{ content: "{" · ".join(facts)}"; color: #a3151b; font: 700 8pt sans-serif; }} }}\n'
 
 
 def _interval(pair: tuple[float, float]) -> str:
