@@ -1,0 +1,207 @@
+"""From noise to epsilon and back: the accountant of record.
+
+One privacy loss distribution (PLD) holds a site's whole participation: Poisson-subsampled Gaussian steps and unsampled
+evaluation releases, under adding or removing one privacy unit. Losses are rounded up to a grid, so the epsilon found
+here is an upper bound of the true one [Koskela et al. 2020; Doroshenko et al. 2022, "Connect the dots"].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import version
+
+import dp_accounting
+from dp_accounting.pld import PLDAccountant
+
+from common import errors
+from common.errors import ConsiliumError
+
+ACCOUNTANT = "PLD (dp-accounting)"
+DISCRETISATION = 1e-3
+"""Grid of the privacy losses, rounded up; 1e-4 gains little and costs seconds."""
+_COARSE_DISCRETISATION = 1e-2
+_LITTLE_NOISE = 0.4
+
+EVALUATION_SCALE = 4096
+"""Fixed point of the evaluation's cells: a unit of total weight one is 4096 (RULES 9)."""
+EVALUATION_CELLS = 2
+"""Weight and correct weight."""
+EVALUATION_SENSITIVITY = EVALUATION_SCALE * math.sqrt(EVALUATION_CELLS)
+"""L2 norm of what one unit can add to the cells: all of its weight, all of it correct."""
+
+_LEAST_NOISE = 0.05
+_MOST_NOISE = 100_000.0
+_MOST_STEPS = 10_000_000
+_LEAST_EVALUATION_NOISE = 0.05
+_TAIL = 40.0
+
+
+def accountant_version() -> str:
+    """Return which accountant, release and grid an epsilon was computed with."""
+    return f"{ACCOUNTANT} {version('dp-accounting')}, grid {DISCRETISATION:g}, add/remove one unit"
+
+
+def training_event(noise_multiplier: float, sampling_rate: float, steps: int) -> dp_accounting.DpEvent:
+    """Return ``steps`` Poisson-subsampled Gaussian steps."""
+    gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
+    return dp_accounting.SelfComposedDpEvent(dp_accounting.PoissonSampledDpEvent(sampling_rate, gaussian), steps)
+
+
+def evaluation_event(noise_multiplier: float, releases: int) -> dp_accounting.DpEvent:
+    """Return ``releases`` Gaussian releases that every unit is in: evaluated units are not subsampled."""
+    return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), releases)
+
+
+def whole_event(
+    noise_multiplier: float,
+    sampling_rate: float,
+    steps: int,
+    evaluation_noise_multiplier: float,
+    evaluation_releases: int,
+) -> dp_accounting.DpEvent:
+    """Return training and evaluation as one composition."""
+    parts = [training_event(noise_multiplier, sampling_rate, steps)] if steps else []
+    if evaluation_releases:
+        parts.append(evaluation_event(evaluation_noise_multiplier, evaluation_releases))
+    return dp_accounting.ComposedDpEvent(parts)
+
+
+def discrete_slack(evaluation_noise_multiplier: float, evaluation_releases: int) -> float:
+    """Return 2a, so that discrete Gaussian releases are (eps + 2a, delta e^a) where continuous ones are (eps, delta).
+
+    The evaluation adds integers from the discrete Gaussian, and the accountant knows the continuous one. Compare
+    with the continuous Gaussian rounded to integers, which is post-processing of it. Let s be the standard
+    deviation. The mass at x of the rounded Gaussian is the mean of the density over [x - 1/2, x + 1/2]: the density
+    times 1 + (x²/s² - 1) / (24 s²) and terms of higher order. The discrete Gaussian is the density but for a
+    constant, which is the same for both neighbours because they differ by integers. Up to 40 s from the mean (20 s
+    of tail, beyond which lies less than 1e-88, and 20 s between neighbours, no more as the noise multiplier is at
+    least 0.05) the two masses differ by a factor within e^(±a/2) with a as below, where the other half covers the
+    higher orders. A pointwise factor e^(±a) on both distributions turns the hockey-stick divergence at eps + 2a
+    into at most e^a times the old one at eps. Factors multiply over cells and releases.
+    """
+    deviation = evaluation_noise_multiplier * EVALUATION_SENSITIVITY
+    slack = 2.0 * EVALUATION_CELLS * evaluation_releases * (_TAIL**2 + 1.0) / (24.0 * deviation**2)
+    return 2.0 * slack
+
+
+@lru_cache(maxsize=4096)
+def epsilon_of(
+    *,
+    noise_multiplier: float,
+    sampling_rate: float,
+    steps: int,
+    delta: float,
+    evaluation_noise_multiplier: float,
+    evaluation_releases: int,
+) -> float:
+    """Return an upper bound of epsilon at ``delta`` for a whole participation.
+
+    noise_multiplier             noise standard deviation over clip norm of a step
+    sampling_rate                probability with which each unit enters a step, in (0, 1]
+    steps                        number of steps; 0 leaves the evaluation alone
+    evaluation_noise_multiplier  noise over L2 sensitivity of a release
+    evaluation_releases          number of releases; 0 leaves training alone
+
+    Raises CSL-201 for a value out of range.
+    """
+    _check("noise_multiplier", noise_multiplier, _LEAST_NOISE, _MOST_NOISE)
+    _check("evaluation_noise_multiplier", evaluation_noise_multiplier, _LEAST_EVALUATION_NOISE, _MOST_NOISE)
+    _check_composition(sampling_rate, steps, delta, evaluation_releases)
+    grid = DISCRETISATION if noise_multiplier >= _LITTLE_NOISE else _COARSE_DISCRETISATION
+    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
+    accountant.compose(
+        whole_event(noise_multiplier, sampling_rate, steps, evaluation_noise_multiplier, evaluation_releases)
+    )
+    slack = discrete_slack(evaluation_noise_multiplier, evaluation_releases)
+    epsilon = float(accountant.get_epsilon(delta * math.exp(-slack / 2.0))) + slack
+    if not math.isfinite(epsilon):
+        raise ConsiliumError(errors.PRIVACY_PARAMETER, "no finite epsilon holds at this delta")
+    return epsilon
+
+
+@lru_cache(maxsize=1024)
+def calibrate_noise(
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    evaluation_noise_multiplier: float,
+    evaluation_releases: int,
+) -> float:
+    """Return the least noise multiplier, rounded up to four decimals, whose epsilon is at most the one asked for.
+
+    Raises CSL-201 for a value out of range, CSL-202 when no noise suffices (the evaluation alone may spend it all).
+    """
+    _check("epsilon", epsilon, math.ulp(0.0), 1e6)
+    _check("evaluation_noise_multiplier", evaluation_noise_multiplier, _LEAST_EVALUATION_NOISE, _MOST_NOISE)
+    _check_composition(sampling_rate, steps, delta, evaluation_releases)
+    if steps < 1:
+        raise ConsiliumError(errors.PRIVACY_PARAMETER, "steps must be at least 1")
+    target = epsilon * (1.0 - 1e-9)
+
+    def excess(noise: float) -> float:
+        spent = epsilon_of(
+            noise_multiplier=noise,
+            sampling_rate=sampling_rate,
+            steps=steps,
+            delta=delta,
+            evaluation_noise_multiplier=evaluation_noise_multiplier,
+            evaluation_releases=evaluation_releases,
+        )
+        return math.log(max(spent, 1e-300) / target)
+
+    low, high = _bracket(excess)
+    noise = math.ceil(_least_root(excess, low, high) * 1e4) / 1e4
+    while excess(noise) > 0.0:
+        noise = round(noise + 1e-4, 4)
+    return noise
+
+
+def _bracket(excess: Callable[[float], float]) -> tuple[float, float]:
+    """Return noise that spends too much (or the least allowed) and noise that does not; raises CSL-202."""
+    low, high = 0.5, 1.0
+    while excess(high) > 0.0:
+        low, high = high, high * 2.0
+        if high > _MOST_NOISE:
+            raise ConsiliumError(errors.PRIVACY_UNREACHABLE, "the evaluation alone spends it")
+    while low > _LEAST_NOISE and excess(low) <= 0.0:
+        low, high = max(low / 2.0, _LEAST_NOISE), low
+    return low, high
+
+
+def _least_root(excess: Callable[[float], float], low: float, high: float) -> float:
+    """Find where a falling function of log noise crosses zero, from the safe side, to 2e-5 (Illinois method)."""
+    at_low, at_high = excess(low), excess(high)
+    if at_low <= 0.0:
+        return low
+    x_low, x_high = math.log(low), math.log(high)
+    side = 0
+    while math.exp(x_high) - math.exp(x_low) > 2e-5:
+        middle = x_high - at_high * (x_high - x_low) / (at_high - at_low)
+        margin = min(1e-5 / math.exp(x_high), 0.5 * (x_high - x_low))
+        middle = min(max(middle, x_low + margin), x_high - margin)
+        value = excess(math.exp(middle))
+        if value <= 0.0:
+            at_low = at_low / 2.0 if side == -1 else at_low
+            x_high, at_high, side = middle, value, -1
+        else:
+            at_high = at_high / 2.0 if side == 1 else at_high
+            x_low, at_low, side = middle, value, 1
+    return math.exp(x_high)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConsiliumError(errors.PRIVACY_PARAMETER, f"{name} is {value:g}, not within [{low:g}, {high:g}]")
+
+
+def _check_composition(sampling_rate: float, steps: int, delta: float, evaluation_releases: int) -> None:
+    if not 0.0 < sampling_rate <= 1.0:
+        raise ConsiliumError(errors.PRIVACY_PARAMETER, f"sampling_rate is {sampling_rate:g}, not within (0, 1]")
+    if not 0.0 < delta < 1.0:
+        raise ConsiliumError(errors.PRIVACY_PARAMETER, f"delta is {delta:g}, not within (0, 1)")
+    _check("steps", steps, 0, _MOST_STEPS)
+    _check("evaluation_releases", evaluation_releases, 0, _MOST_STEPS)

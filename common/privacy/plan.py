@@ -1,0 +1,136 @@
+"""The PrivacyPlan: the one object from which sampler, clipping, noise, accountant and printed statement are made.
+
+Everything in it is public and signed in the Study. Sensitive values (how many units a site really has, which were
+drawn, what a gradient was) never enter a plan; they are arguments of calls.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import dp_accounting
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import SiteId
+from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, epsilon_of, whole_event
+from common.study import Study, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyPlan:
+    """What one site guarantees to each unit for its whole participation in one Study, and by which numbers.
+
+    unit                         whose presence is hidden: add or remove one record, or one patient with all records
+    max_records_per_unit         records of one unit that may enter a step
+    sampling_rate                probability with which each unit enters a step, independently
+    noise_multiplier             noise standard deviation over clip norm, each step
+    clip_norm                    L2 bound of one unit's gradient
+    steps_per_charge             steps between two sums
+    max_charges                  sums the site may take part in, repeated attempts included (RULES 7)
+    evaluation_noise_multiplier  noise over L2 sensitivity, each evaluation release
+    evaluation_releases          evaluation releases
+    delta                        at which epsilon is stated
+    population                   the site's public weight band, never a live count
+    """
+
+    unit: Unit
+    max_records_per_unit: int
+    sampling_rate: float
+    noise_multiplier: float
+    clip_norm: float
+    steps_per_charge: int
+    max_charges: int
+    evaluation_noise_multiplier: float
+    evaluation_releases: int
+    delta: float
+    population: int
+
+    def __post_init__(self) -> None:
+        for name in ("clip_norm", "noise_multiplier", "evaluation_noise_multiplier"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0.0):
+                raise ConsiliumError(errors.PRIVACY_PARAMETER, f"{name} must be finite and above 0")
+        for name in ("max_records_per_unit", "steps_per_charge", "max_charges", "population"):
+            if getattr(self, name) < 1:
+                raise ConsiliumError(errors.PRIVACY_PARAMETER, f"{name} must be at least 1")
+
+    @classmethod
+    def for_site(cls, study: Study, site: SiteId) -> PrivacyPlan:
+        """Make a site's plan and recompute its epsilon.
+
+        Raises CSL-122 for a site outside the roster, CSL-201 for a value out of range, and CSL-203 when the epsilon
+        recomputed here is above the one that the study states.
+        """
+        privacy = study.privacy
+        plan = cls(
+            unit=privacy.unit,
+            max_records_per_unit=privacy.max_records_per_unit,
+            sampling_rate=privacy.sampling_rate,
+            noise_multiplier=privacy.noise_multiplier,
+            clip_norm=privacy.clip_norm,
+            steps_per_charge=study.training.steps_per_round,
+            max_charges=privacy.max_charges,
+            evaluation_noise_multiplier=study.evaluation.noise_multiplier,
+            evaluation_releases=study.evaluation.releases,
+            delta=privacy.delta,
+            population=study.member(site).band,
+        )
+        if plan.epsilon() > privacy.epsilon:
+            raise ConsiliumError(
+                errors.PRIVACY_EXCEEDED, f"states epsilon {privacy.epsilon:g}, spends {plan.epsilon():.4f}"
+            )
+        return plan
+
+    @property
+    def steps(self) -> int:
+        """Steps in all charges together."""
+        return self.steps_per_charge * self.max_charges
+
+    @property
+    def divisor(self) -> float:
+        """What a step's clipped sum is divided by: the batch that the public band leads one to expect."""
+        return self.sampling_rate * self.population
+
+    @property
+    def noise_deviation(self) -> float:
+        """Standard deviation of the noise added to each coordinate of a step's clipped sum."""
+        return self.noise_multiplier * self.clip_norm
+
+    @property
+    def evaluation_deviation(self) -> float:
+        """Parameter of the discrete Gaussian added to each cell of an evaluation, in fixed point."""
+        return self.evaluation_noise_multiplier * EVALUATION_SENSITIVITY
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return training and evaluation as one event that the accountant composes."""
+        return whole_event(
+            self.noise_multiplier,
+            self.sampling_rate,
+            self.steps,
+            self.evaluation_noise_multiplier,
+            self.evaluation_releases,
+        )
+
+    def epsilon(self) -> float:
+        """Return epsilon at ``delta`` for all charges and all releases together, rounded up by the accountant."""
+        return epsilon_of(
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            steps=self.steps,
+            delta=self.delta,
+            evaluation_noise_multiplier=self.evaluation_noise_multiplier,
+            evaluation_releases=self.evaluation_releases,
+        )
+
+
+def cell_bound(study: Study) -> int:
+    """Return the public bound, either side of zero, to which every site clamps its noised evaluation cells.
+
+    Twice the largest band and twelve standard deviations of the noise, at the fixed-point scale. Clamping is
+    post-processing of a private output; it is there for the overflow proof of the secure sum (RULES 6).
+    """
+    largest = max(member.band for member in study.roster)
+    deviation = study.evaluation.noise_multiplier * EVALUATION_SENSITIVITY
+    return math.ceil(2 * largest * EVALUATION_SCALE + 12.0 * deviation)
