@@ -17,8 +17,7 @@ STACKED_BELOW = 500
 """Narrower than this many pixels, names stand above their rows, not beside them."""
 DIRECTION = frozenset(chr(c) for c in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 """Characters that change the direction of the text after them."""
-CHARACTER = 6.6
-"""Mean width in pixels of a character at 12.5 px, on the safe side."""
+NARROW_LETTERS, WIDE_LETTERS = frozenset("fijlrt.,:;'|!()[]-·/ "), frozenset("mwMWGOQ@%<>=+~#…&")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +84,24 @@ def clean(text: str) -> str:
     return "".join("\ufffd" if _disguises(character) else character for character in text)
 
 
+def safe(text: str) -> str:
+    """Clean and escape a text, for an element or for a quoted attribute."""
+    return escape(clean(text))
+
+
+def breadth(text: str) -> float:
+    """Estimate the width in pixels of a text at 12.5 px in the broadest of the page's fonts (DejaVu Sans)."""
+    return sum(_breadth(character) for character in text)
+
+
 def shorten(text: str, pixels: float) -> str:
     """Cut a text that is too long for `pixels` and end it with an ellipsis."""
-    room = max(int(pixels / CHARACTER), 1)
-    return text if len(text) <= room else text[: room - 1].rstrip() + "…"
+    if breadth(text) <= pixels:
+        return text
+    kept = len(text)
+    while kept > 0 and breadth(text[:kept]) + breadth("…") > pixels:
+        kept -= 1
+    return text[:kept].rstrip() + "…"
 
 
 def ticks(low: float, high: float, most: int) -> tuple[float, ...]:
@@ -138,7 +151,7 @@ def dot_plot(
     bottom = top + height * len(rows)
     ends = [v for row in rows for m in row.marks for v in (m.value, m.low, m.high) if v is not None]
     axis = Axis(*fraction_domain(ends), left, width - right)
-    parts = [_grid(axis, ticks(axis.low, axis.high, 4 if stacked else 7), top, bottom)]
+    parts = [_grid(axis, ticks(axis.low, axis.high, 4 if stacked else 7), top, bottom, width)]
     if guide is not None:
         here = next((m.value for row in rows for m in row.marks if m.kind == guide), None)
         if here is not None:
@@ -147,7 +160,7 @@ def dot_plot(
         above = top + height * index
         middle = above + (32.0 if stacked else height / 2)
         room = width - 100.0 if stacked else left - 14.0
-        name, aside = escape(shorten(clean(row.name), room)), escape(row.aside)
+        name, aside = safe(shorten(row.name, room)), safe(row.aside)
         if stacked:
             parts.append(f'<text x="{left:.1f}" y="{above + 16:.1f}" class="name">{name}</text>')
             parts.append(_text(width - right, above + 16, "aside end", aside))
@@ -191,9 +204,9 @@ def bar_chart(bars: Sequence[Bar], *, width: int, label: str, description: str) 
     for index, bar in enumerate(bars):
         middle = height * index + height / 2
         length = max(axis.at(bar.value) - left, 1.0)
-        parts.append(_text(left - 12, middle + 4, "name end", escape(shorten(clean(bar.name), left - 12))))
+        parts.append(_text(left - 12, middle + 4, "name end", safe(shorten(bar.name, left - 12))))
         parts.append(f'<rect x="{left:.1f}" y="{middle - 6:.1f}" width="{length:.1f}" height="12" class="bar"/>')
-        parts.append(_text(left + length + 8, middle + 4, "aside", escape(bar.text)))
+        parts.append(_text(left + length + 8, middle + 4, "aside", safe(bar.text)))
     return _svg(width, height * len(bars) + 4, label, description, parts)
 
 
@@ -214,8 +227,17 @@ def swatch(kind: str) -> str:
 
 
 def _name_room(rows: Sequence[Row], width: float) -> float:
-    longest = max((len(row.name) for row in rows), default=0)
-    return min(longest * CHARACTER + 30.0, 0.34 * width)
+    return min(max((breadth(row.name) for row in rows), default=0.0) + 18.0, 0.34 * width)
+
+
+def _breadth(character: str) -> float:
+    if unicodedata.combining(character):
+        return 0.0
+    if character in WIDE_LETTERS or unicodedata.east_asian_width(character) in {"W", "F"}:
+        return 12.8
+    if character in NARROW_LETTERS:
+        return 5.2
+    return 9.6 if character.isupper() or character == "\ufffd" else 8.0
 
 
 def _disguises(character: str) -> bool:
@@ -229,7 +251,7 @@ def _panel(panel: Panel, across: Axis, top: float, height: float, *, tall: bool,
     low, high = fraction_domain(values) if tall else (0.0, max(*values, 1e-12) * 1.05)
     down = Axis(low, high, top + height, top)
     marks = ticks(low, high, 5) if tall else ()
-    parts = [_text(across.start, top - 10, "name", escape(clean(panel.name)))]
+    parts = [_text(across.start, top - 10, "name", safe(panel.name))]
     for tick in marks:
         parts.append(_line(across.start, down.at(tick), across.end, down.at(tick), "grid"))
         parts.append(_text(across.start - 8, down.at(tick) + 4, "tick end", percent(tick, 0)))
@@ -237,14 +259,14 @@ def _panel(panel: Panel, across: Axis, top: float, height: float, *, tall: bool,
     where = [(across.at(number), down.at(value)) for number, value in panel.points]
     parts.append(f'<polyline class="curve {panel.kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in where)}"/>')
     for (number, value), (x, y) in zip(panel.points, where, strict=True):
-        hint = f"<title>round {number}: {escape(panel.show(value))}</title>"
+        hint = f"<title>round {number}: {safe(panel.show(value))}</title>"
         radius = (3.0 if len(where) <= 40 else 1.2) if tall else 1.6
         parts.append(f'<circle class="point {panel.kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{hint}</circle>')
     x, y = where[-1]
-    parts.append(_text(x + 8, y + 4, "aside strong" if tall else "aside", escape(panel.show(values[-1]))))
+    parts.append(_text(x + 8, y + 4, "aside strong" if tall else "aside", safe(panel.show(values[-1]))))
     if tall and len(values) > 1:
         x, y = where[0]
-        parts.append(_text(x + 8, min(y + 16, top + height - 4), "tick", escape(panel.show(values[0]))))
+        parts.append(_text(x + 8, min(y + 16, top + height - 4), "tick", safe(panel.show(values[0]))))
     return "".join(parts)
 
 
@@ -259,7 +281,7 @@ def _marks(marks: Sequence[Mark], axis: Axis, middle: float, link: tuple[str, st
         parts.append(_line(axis.at(start), middle, axis.at(end), middle, "gain" if end >= start else "loss"))
     for mark in marks:
         shape = _shape(mark.kind, axis.at(mark.value), middle)
-        parts.append(f"<g>{shape}<title>{escape(clean(mark.hint))}</title></g>")
+        parts.append(f"<g>{shape}<title>{safe(mark.hint)}</title></g>")
     return "".join(parts)
 
 
@@ -277,12 +299,14 @@ def _shape(kind: str, x: float, y: float) -> str:
     return f'<circle class="mark {escape(kind)}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
 
 
-def _grid(axis: Axis, marks: Sequence[float], top: float, bottom: float) -> str:
-    return "".join(
-        _line(axis.at(tick), top - 4, axis.at(tick), bottom, "grid")
-        + _text(axis.at(tick), top - 10, "tick middle", percent(tick, 0))
-        for tick in marks
-    )
+def _grid(axis: Axis, marks: Sequence[float], top: float, bottom: float, width: float) -> str:
+    parts = []
+    for tick in marks:
+        x = axis.at(tick)
+        anchor = "" if x < 18 else " end" if x > width - 18 else " middle"
+        parts.append(_line(x, top - 4, x, bottom, "grid"))
+        parts.append(_text(x, top - 10, f"tick{anchor}", percent(tick, 0)))
+    return "".join(parts)
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
@@ -295,6 +319,6 @@ def _text(x: float, y: float, kind: str, markup: str) -> str:
 
 def _svg(width: float, height: float, label: str, description: str, parts: Sequence[str]) -> str:
     return (
-        f'<svg role="img" aria-label="{escape(clean(label))}" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}"><desc>{escape(clean(description))}</desc>{"".join(parts)}</svg>'
+        f'<svg role="img" aria-label="{safe(label)}" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}"><desc>{safe(description)}</desc>{"".join(parts)}</svg>'
     )
