@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from common import errors
 from common.errors import ConsiliumError
 from common.messages import Stage
+from common.privacy.accounting import EVALUATION_CELLS
+from common.privacy.plan import cell_bound
 from common.secagg import Encoding
 from common.study import Study
 
@@ -60,12 +62,4 @@ def vector_encoding(study: Study, dimension: int) -> Encoding:
 
 def count_encoding(study: Study) -> Encoding:
     """Return how the evaluation's cells are encoded."""
-    return Encoding.counts(study, cells=2, maximum=maximum_count(study))
-
-
-def maximum_count(study: Study) -> int:
-    """Return the public bound of one site's noised cell: four times the largest band at the fixed-point scale.
-
-    A site clamps its noised cells to it, which is post-processing of a private output.
-    """
-    raise NotImplementedError
+    return Encoding.counts(study, cells=EVALUATION_CELLS, maximum=cell_bound(study))

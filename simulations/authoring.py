@@ -1,0 +1,166 @@
+"""From a scenario to a signed and approved simulation Study.
+
+Sizes become public bands, noise is calibrated to the promised epsilon, and the clamp of the encoding is derived from the
+training, so that the Study says everything before anything runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from common.agreement import Agreement, Approval, SignedStudy, approve, sign, verify_agreement
+from common.identity import Identity, SiteId
+from common.privacy.accounting import calibrate_noise
+from common.study import Aggregation, BackboneManifest, Kind, Member, Privacy, Study, Training
+from simulations.engines import EntropySource
+from simulations.scenario import Scenario
+
+_BAND_STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
+_CLAMP_DEVIATIONS = 6.0
+_VALID_DAYS = 365
+
+
+@dataclass(frozen=True, slots=True)
+class Consortium:
+    """The keys of one simulated study's parties."""
+
+    operator: Identity
+    sites: Mapping[SiteId, Identity]
+
+    @classmethod
+    def draw(cls, sites: tuple[SiteId, ...], entropy: EntropySource) -> Consortium:
+        """Draw a key pair for the operator and for each site."""
+        return cls(
+            Identity.from_private_bytes(entropy.of("operator/identity")(32)),
+            {site: Identity.from_private_bytes(entropy.of(f"{site}/identity")(32)) for site in sites},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Authored:
+    """A study with everything that was signed."""
+
+    signed: SignedStudy
+    approvals: tuple[Approval, ...]
+    agreement: Agreement
+
+    @property
+    def study(self) -> Study:
+        """The study itself."""
+        return self.agreement.study
+
+
+def band(units: int) -> int:
+    """Return the public band of a site: its number of units rounded to 1, 1.5, 2, 3, 5, 7 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(units, 1)))
+    return max(1, round(min((step * power for step in _BAND_STEPS), key=lambda size: abs(size - units))))
+
+
+def privacy_of(scenario: Scenario) -> Privacy:
+    """Return the Study's privacy part, its noise calibrated unless the scenario fixes it; raises CSL-201 or CSL-202."""
+    wanted, training, evaluation = scenario.privacy, scenario.training, scenario.evaluation
+    charges = wanted.max_charges or training.rounds
+    sigma = wanted.noise_multiplier or calibrate_noise(
+        epsilon=wanted.epsilon,
+        delta=wanted.delta,
+        sampling_rate=wanted.sampling_rate,
+        steps=charges * training.steps_per_round,
+        evaluation_noise_multiplier=evaluation.noise_multiplier,
+        evaluation_releases=evaluation.releases,
+    )
+    return Privacy(
+        unit=wanted.unit,
+        max_records_per_unit=wanted.max_records_per_unit,
+        epsilon=wanted.epsilon,
+        delta=wanted.delta,
+        sampling_rate=wanted.sampling_rate,
+        noise_multiplier=sigma,
+        clip_norm=wanted.clip_norm,
+        max_charges=charges,
+    )
+
+
+def clamp(training: Training, privacy: Privacy, *, smallest_band: int, dimension: int) -> float:
+    """Return a bound that a rotated coordinate of an update leaves about once in 2e9.
+
+    After a random rotation a coordinate of an update is close to normal. Its deviation is that of the noise of all steps
+    plus the update's own norm spread over the vector; six of them are allowed. With Adam a step moves a coordinate by
+    about one learning rate.
+    """
+    steps, rate = training.steps_per_round, training.learning_rate / (1.0 - training.momentum)
+    if training.optimizer == "adam":
+        deviation = rate * steps
+    else:
+        divisor = privacy.sampling_rate * smallest_band
+        noise = privacy.noise_multiplier * privacy.clip_norm / divisor * math.sqrt(steps)
+        # A Poisson batch holds at most about its mean and six deviations; each unit adds at most the clip norm.
+        signal = privacy.clip_norm * steps * (1.0 + 6.0 / math.sqrt(divisor)) / math.sqrt(dimension)
+        deviation = rate * math.hypot(noise, signal)
+    return _CLAMP_DEVIATIONS * deviation
+
+
+def author(
+    scenario: Scenario,
+    *,
+    manifest: BackboneManifest,
+    units: Mapping[SiteId, int],
+    dimension: int,
+    privacy: Privacy,
+    consortium: Consortium,
+    stream: str,
+    now: datetime | None = None,
+) -> Authored:
+    """Write the Study, sign it as its operator and approve it as each site.
+
+    units      each site's number of units, which leaves this function only as a band
+    dimension  length of the vector
+    stream     64 hex digits of public randomness
+    """
+    moment = (now or datetime.now(UTC)).replace(microsecond=0)
+    roster = tuple(
+        Member(site=site, key=consortium.sites[site].public_key.hex(), band=band(units[site])) for site in sorted(units)
+    )
+    wanted = scenario.aggregation
+    study = Study(
+        kind=Kind.SIMULATION,
+        title=scenario.title,
+        operator=consortium.operator.public_key.hex(),
+        created=_stamp(moment),
+        expires=_stamp(moment + timedelta(days=_VALID_DAYS)),
+        stream=stream,
+        purpose=scenario.purpose,
+        backbone=manifest,
+        task=scenario.task,
+        adapter=scenario.adapter,
+        training=scenario.training,
+        privacy=privacy,
+        evaluation=scenario.evaluation,
+        aggregation=Aggregation(
+            bits=wanted.bits,
+            clamp=wanted.clamp
+            or clamp(
+                scenario.training,
+                privacy,
+                smallest_band=min(member.band for member in roster),
+                dimension=dimension,
+            ),
+            minimum_cohort=wanted.minimum_cohort,
+            max_share=wanted.max_share,
+        ),
+        roster=roster,
+    )
+    # Through TOML-shaped fields once more, so that every check of an authored file holds for it too.
+    study = Study.from_canonical(study.canonical())
+    signed = sign(study, consortium.operator)
+    key = consortium.operator.public_key
+    approvals = tuple(approve(signed, site, identity, key) for site, identity in sorted(consortium.sites.items()))
+    return Authored(
+        signed, approvals, verify_agreement(signed, approvals, key, now=moment, kind=Kind.SIMULATION)
+    )
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,123 @@
+"""From a scenario to what every arm shares: sites, backbone, model, start and features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.data import Examples, SiteData
+from client.training.features import Features
+from common import backbone as backbones
+from common import errors
+from common.adapters import AdaptedModel, Vector, attach
+from common.backbone import Backbone
+from common.errors import ConsiliumError
+from common.identity import SiteId
+from common.study import BackboneManifest
+from common.tasks import Task, task_for
+from common.stopwatch import Stopwatch
+from simulations.cohort import load_sites
+from simulations.progress import Progress
+from simulations.scenario import KNOWN_PACKAGE, BackboneChoice, Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A scenario's data and model, ready for any arm.
+
+    model    one model for all sites: each call writes the vector it works on
+    start    the vector before training: fresh adapter, head from the label texts where there are any
+    stream   64 hex digits of public randomness, from the scenario's seed
+    """
+
+    sites: tuple[SiteData, ...]
+    backbone: Backbone
+    task: Task
+    model: AdaptedModel
+    start: Vector
+    stream: str
+    training: Mapping[SiteId, Features]
+    validation: Mapping[SiteId, Features]
+    testing: Mapping[SiteId, Features]
+
+    @property
+    def units(self) -> dict[SiteId, int]:
+        """Each site's number of training units, at least 1."""
+        return {site.site: max(1, len(np.unique(site.train.units))) for site in self.sites}
+
+
+def prepare(
+    scenario: Scenario, data_dir: Path | None, device: str, progress: Progress, watch: Stopwatch
+) -> Prepared:
+    """Load data and backbone, attach the adapter, compute the frozen prefix once.
+
+    device   as :func:`resolve_device` returns it
+
+    Raises what is wrong with the data (CSL-5xx), the backbone or the adapter (CSL-3xx).
+    """
+    sites = load_sites(scenario, data_dir)
+    folder, manifest = locate_backbone(scenario.backbone)
+    backbone = backbones.load(folder, manifest, device=device)
+    task = task_for(scenario.task, backbone.tokenizer)
+    stream = hashlib.sha256(f"consilium/simulation/{scenario.name}/{scenario.seed}".encode()).hexdigest()
+    model = attach(backbone, scenario.adapter, task, stream)
+    start = model.read_vector()
+    progress.phase("frozen prefix", 3 * len(sites))
+
+    def features(of: Callable[[SiteData], Examples]) -> dict[SiteId, Features]:
+        made = {}
+        for site in sites:
+            examples = of(site)
+            with watch.timed("features"):
+                made[site.site] = Features(model, task.encode(examples.texts, examples.labels, examples.units))
+            progress.advance()
+        return made
+
+    return Prepared(
+        sites=sites,
+        backbone=backbone,
+        task=task,
+        model=model,
+        start=start,
+        stream=stream,
+        training=features(lambda site: site.train),
+        validation=features(lambda site: site.validation),
+        testing=features(lambda site: site.test),
+    )
+
+
+def locate_backbone(choice: BackboneChoice) -> tuple[Path, BackboneManifest]:
+    """Return a backbone's folder and its manifest: the pinned one of a known package, else one made from its files."""
+    if choice.package == KNOWN_PACKAGE:
+        return backbones.locate_package(choice.package), backbones.MINILM
+    if choice.package is not None:
+        folder, source, revision = backbones.locate_package(choice.package), choice.package, "installed"
+    elif choice.hub is not None and choice.revision is not None:
+        folder, source, revision = backbones.locate_hub(choice.hub, choice.revision), choice.hub, choice.revision
+    else:
+        folder = backbones.locate_folder(Path(choice.folder or ""))
+        source, revision = f"folder {folder.name}", "local"
+    manifest = backbones.describe(
+        folder,
+        name=source,
+        source=source,
+        revision=revision,
+        licence=choice.licence or "",
+        training_data=choice.training_data or "",
+    )
+    return folder, manifest
+
+
+def resolve_device(name: str) -> str:
+    """Return a device that exists: ``auto`` takes a GPU where there is one; raises CSL-511 for one that is not here."""
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    known = name == "cpu" or (name.startswith("cuda:") and name[5:].isdigit())
+    if not known or (name != "cpu" and int(name[5:]) >= torch.cuda.device_count()):
+        raise ConsiliumError(errors.SCENARIO_INVALID, f"device {name!r}: choose auto, cpu or a cuda:N that is here")
+    return name

@@ -1,0 +1,106 @@
+"""One scenario from its file to its report: prepare, agree, train, compare, write.
+
+The study runs through the real coordinator and the real sites. What is exact (per site, curve, baselines) comes from the
+sites' own records, because a simulator may read them; a real operator sees the released figure alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from client.preflight import check
+from common import errors
+from common.errors import ConsiliumError
+from common.stopwatch import Stopwatch
+from server.release import write_release
+from simulations import metrics
+from simulations.authoring import Consortium, author, privacy_of
+from simulations.comparison import FEDERATED, Compared, Comparison
+from simulations.engines import EntropySource
+from simulations.federation import federate, noise_of
+from simulations.preparation import prepare, resolve_device
+from simulations.progress import Progress
+from simulations.report import write_report
+from simulations.scenario import Baseline, Scenario
+from simulations.summary import Conditions, summarise
+
+
+def run_scenario(
+    scenario: Scenario,
+    data_dir: Path | None,
+    out: Path,
+    *,
+    baselines: frozenset[str],
+    device: str,
+    threads: int,
+    progress: Progress,
+    noise_seed: int | None = None,
+    command: str = "",
+) -> metrics.Metrics:
+    """Run a scenario and write ``metrics.json``, ``report.html`` and the release below ``out``.
+
+    baselines   names of :class:`Baseline`
+    device      ``auto``, ``cpu`` or ``cuda:N``
+    threads     torch's threads; 0 leaves torch's choice
+    noise_seed  None for private noise; a seed makes the run repeatable and NOT PRIVATE, and every output says so. Only
+                Python code can give it: no scenario, option or environment variable does (RULES 15).
+
+    Raises the coded error of whatever is wrong with the scenario, its data, its backbone or the output folder; nothing is
+    written then.
+    """
+    watch, entropy = Stopwatch(), EntropySource(noise_seed)
+    if threads:
+        torch.set_num_threads(threads)
+    with watch.timed("total"):
+        privacy = privacy_of(scenario)
+        with watch.timed("setup"):
+            prepared = prepare(scenario, data_dir, resolve_device(device), progress, watch)
+            progress.note(check(prepared.model, prepared.task).summary())
+        comparison = Comparison(scenario, prepared, privacy, progress, noise_of(entropy, "arms"))
+        arms = [arm.value for arm in Baseline if arm in baselines and arm is not Baseline.MAJORITY]
+        with watch.timed("tuning"):
+            settings, tuning = comparison.tune([FEDERATED, *arms])
+        scenario = scenario.model_copy(update={"training": settings[FEDERATED]})
+        consortium = Consortium.draw(tuple(prepared.units), entropy)
+        authored = author(
+            scenario,
+            manifest=prepared.backbone.manifest,
+            units=prepared.units,
+            dimension=prepared.model.dimension,
+            privacy=privacy,
+            consortium=consortium,
+            stream=prepared.stream,
+        )
+        federation = federate(prepared, authored, consortium, entropy, progress)
+        with watch.timed("baselines"):
+            compared: dict[str, Compared] = {}
+            for arm in arms:
+                progress.phase(f"baseline {arm}", comparison.rounds_of(arm))
+                compared[arm] = comparison.run(arm, settings[arm])
+            majority = comparison.majority() if Baseline.MAJORITY in baselines else None
+    result = summarise(
+        scenario,
+        prepared,
+        federation,
+        compared,
+        majority,
+        tuning,
+        watch,
+        Conditions(resolve_device(device), torch.get_num_threads(), command, private=noise_seed is None),
+    )
+    make_folder(out)
+    prepared.model.write_vector(federation.vector)
+    write_release(out / "release", prepared.model, authored.signed, authored.approvals, private=noise_seed is None)
+    metrics.write(result, out / "metrics.json")
+    write_report(result, authored.study, out / "report.html")
+    return result
+
+
+def make_folder(out: Path) -> None:
+    """Make the output folder; raises CSL-513 where that cannot be done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{out}: {error.strerror}") from error
