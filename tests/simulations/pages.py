@@ -35,13 +35,17 @@ class Table:
 
 
 class Page(HTMLParser):
-    """A parsed page. `tags` holds every tag with its attributes, `left_open` the tags that were never closed."""
+    """A parsed page.
+
+    tags       every tag with its attributes
+    figures    what each `data` element shows and the unrounded value behind it
+    """
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.tables: list[Table] = []
-        self.values: list[float] = []
+        self.figures: list[tuple[str, float]] = []
         self.text = ""
         self.misnested: list[str] = []
         self._open: list[str] = []
@@ -68,7 +72,7 @@ class Page(HTMLParser):
             self.tables[-1].rows[-1].append(Cell())
         if tag == "data":
             value = float(attributes["value"])
-            self.values.append(value)
+            self.figures.append(("", value))
             if {"td", "th"} & set(self._open):
                 self.tables[-1].rows[-1][-1].values.append(value)
 
@@ -85,6 +89,9 @@ class Page(HTMLParser):
         if {"style", "script"} & set(self._open):
             return
         self.text += data
+        if "data" in self._open:
+            shown, value = self.figures[-1]
+            self.figures[-1] = (shown + data, value)
         if "caption" in self._open:
             self.tables[-1].caption += data
         if {"td", "th"} & set(self._open) and not {"svg"} & set(self._open):

@@ -109,6 +109,15 @@ def test_an_accuracy_is_a_finite_fraction(value: object) -> None:
         Score.model_validate({"accuracy": value, "macro_f1": 0.5, "examples": 10})
 
 
+@pytest.mark.parametrize("part", ["privacy", "released", "seconds"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_part_holds_a_number_that_is_not_finite(metrics: Metrics, part: str, value: float) -> None:
+    held = getattr(metrics, part)
+    name = {"privacy": "epsilon", "released": "high", "seconds": "total"}[part]
+    with pytest.raises(ValidationError, match="finite"):
+        type(held).model_validate(held.model_dump() | {name: value})
+
+
 def test_nan_that_slipped_past_the_models_is_not_written(metrics: Metrics, tmp_path: Path) -> None:
     spoilt = metrics.model_copy(update={"pooled": metrics.pooled.model_copy(update={"accuracy": math.nan})})
     with pytest.raises(ConsiliumError, match="CSL-514"):

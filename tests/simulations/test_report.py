@@ -6,6 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from common.errors import ConsiliumError
 from common.study import Study
 from simulations import findings
+from simulations.figures import percent
 from simulations.metrics import Metrics
 from simulations.report import TEMPLATES, duration, render, size, small, statement_blocks, write_report
 from tests.simulations.pages import Page
@@ -181,9 +183,24 @@ def test_traffic_and_seconds_on_the_page_are_those_of_the_metrics(page: Page, me
     assert {
         traffic.bytes_up_per_site_round, traffic.bytes_down_per_site_round, traffic.vector_parameters,
         traffic.messages, metrics.seconds.total,
-    } <= set(page.values)  # fmt: skip
+    } <= {value for _, value in page.figures}  # fmt: skip
     assert "55.3 kB" in page.text
     assert "2 min 51 s" in page.text
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_every_figure_shown_is_its_unrounded_value_in_print(name: str) -> None:
+    prints = (percent, size, duration, small, findings.epsilon_text, "{:,.0f}".format, "{:.4g}".format, str)
+    for shown, value in Page(render(*UNUSUAL[name])).figures:
+        assert shown in {show(value) for show in prints}, (shown, value)
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_no_figure_is_shown_that_is_neither_in_the_metrics_nor_pooled_from_them(name: str) -> None:
+    metrics, agreed = UNUSUAL[name]
+    known = set(numbers(metrics.model_dump(mode="json")))
+    known |= {n for groups in findings.subgroups(metrics).values() for g in groups for n in (g.accuracy, g.examples)}
+    assert {value for _, value in Page(render(metrics, agreed)).figures} <= known
 
 
 def test_subgroups_stand_on_the_page_pooled_over_sites(page: Page, metrics: Metrics) -> None:
@@ -278,6 +295,15 @@ def test_no_statement_can_write_markup_of_its_own(text: str) -> None:
     for block in statement_blocks(text):
         for line in block.lines:
             assert not re.search(r"<(?!/?(strong|code)>)", str(line))
+
+
+def numbers(tree: object) -> Iterator[float]:
+    """Every number in parsed JSON."""
+    if isinstance(tree, dict | list):
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from numbers(branch)
+    elif isinstance(tree, int | float):
+        yield float(tree)
 
 
 def contrast(first: str, second: str) -> float:
