@@ -150,11 +150,12 @@ class Traffic(Part):
 
 
 class Seconds(Part):
-    """Wall-clock seconds of the run and of its parts; the parts need not add up to the total."""
+    """Wall-clock seconds of the run and of its parts, which do not overlap; what no part names is left over."""
 
     total: Amount
     setup: Amount = 0.0
     features: Amount = 0.0
+    tuning: Amount = 0.0
     training: Amount = 0.0
     secagg: Amount = 0.0
     transport: Amount = 0.0
@@ -186,7 +187,7 @@ class Config(Part):
     licence: str
     method: str
     rank: Count
-    layers: str = Field(description="which layers carry the adapter, in words")
+    layers: str = Field(description="which layers carry the adapter: `all`, `last 2 of 6`")
     sites: Count
     labels: Count
     data: str = Field(description="where the records came from, in words")

@@ -37,8 +37,14 @@ METHODS = {
     "head-only": "the classification head alone",
 }
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+ARMS = {
+    "federated": "Together, with privacy",
+    "local_only": "Each site alone",
+    "federated_nonprivate": "Together, no privacy",
+    "centralised_nonprivate": "All records in one place",
+}
 NAMES = {"sgd": "SGD", "adam": "Adam", "fedavg": "FedAvg", "fedadam": "FedAdam"}
-PARTS = ("setup", "features", "training", "secagg", "transport", "evaluation", "baselines")
+PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "evaluation", "baselines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +171,7 @@ def _environment() -> Environment:
     environment.filters.update(
         percent=percent, signed=findings.signed, size=size, duration=duration, small=small,
         epsilon=findings.epsilon_text, gain=findings.site_gain, count=lambda value: f"{value:,}",
-        interval=_interval, long=_long, known=lambda name: NAMES.get(name, name),
+        interval=_interval, long=_long, known=lambda name: (NAMES | ARMS).get(name, name),
         wilson=lambda share, count: findings.wilson(share, count), swatch=lambda kind: _drawn(figures.swatch(kind)),
     )  # fmt: skip
     return environment

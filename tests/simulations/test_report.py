@@ -218,6 +218,9 @@ def test_every_trial_of_the_tuning_is_shown_and_marked(page: Page, metrics: Metr
     assert [cell.values for cell in page.table("trials").column("Validation accuracy")] == [
         [trial.accuracy] for trial in metrics.tuning.trials
     ]
+    assert [cell.text for cell in page.table("trials").column("Way of training")] == [
+        "Together, with privacy", "Together, with privacy", "Each site alone",
+    ]  # fmt: skip
 
 
 def test_warnings_stand_before_every_figure_and_none_is_lost(metrics: Metrics, agreed: Study) -> None:
@@ -247,7 +250,7 @@ def test_what_was_not_measured_is_not_shown() -> None:
 def test_the_page_says_what_was_agreed(page: Page, agreed: Study) -> None:
     for said in (
         agreed.purpose.statement, agreed.backbone.name, agreed.backbone.licence, agreed.backbone.revision,
-        agreed.backbone.training_data, "26,124 parameters", "one patient with all their records, of which at most 4",
+        agreed.backbone.training_data, "26,124 parameters", "(last 2 of 6 layers)", "one patient with all their records, of which at most 4",
         "No sum of fewer than 3 of the 4 sites", agreed.digest, "a hospital’s client refuses it",
     ):  # fmt: skip
         assert said in page.text
