@@ -250,7 +250,8 @@ def test_what_was_not_measured_is_not_shown() -> None:
 def test_the_page_says_what_was_agreed(page: Page, agreed: Study) -> None:
     for said in (
         agreed.purpose.statement, agreed.backbone.name, agreed.backbone.licence, agreed.backbone.revision,
-        agreed.backbone.training_data, "26,124 parameters", "(last 2 of 6 layers)", "one patient with all their records, of which at most 4",
+        agreed.backbone.training_data, "26,124 parameters", "(last 2 of 6 layers)",
+        "one patient with all their records, of which at most 4",
         "No sum of fewer than 3 of the 4 sites", agreed.digest, "a hospital’s client refuses it",
     ):  # fmt: skip
         assert said in page.text
