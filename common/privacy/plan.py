@@ -15,7 +15,7 @@ from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, epsilon_of, whole_event
-from common.study import Study, Unit
+from common.study import Evaluation, Privacy, Study, Training, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +57,33 @@ class PrivacyPlan:
                 raise ConsiliumError(errors.PRIVACY_PARAMETER, f"{name} must be at least 1")
 
     @classmethod
+    def of(cls, privacy: Privacy, training: Training, evaluation: Evaluation, *, population: int) -> PrivacyPlan:
+        """Make the plan of parts that belong to one Study; raises CSL-201 for a value out of range."""
+        return cls(
+            unit=privacy.unit,
+            max_records_per_unit=privacy.max_records_per_unit,
+            sampling_rate=privacy.sampling_rate,
+            noise_multiplier=privacy.noise_multiplier,
+            clip_norm=privacy.clip_norm,
+            steps_per_charge=training.steps_per_round,
+            max_charges=privacy.max_charges,
+            evaluation_noise_multiplier=evaluation.noise_multiplier,
+            evaluation_releases=evaluation.releases,
+            delta=privacy.delta,
+            population=population,
+        )
+
+    @classmethod
     def for_site(cls, study: Study, site: SiteId) -> PrivacyPlan:
         """Make a site's plan and recompute its epsilon.
 
         Raises CSL-122 for a site outside the roster, CSL-201 for a value out of range, and CSL-203 when the epsilon
         recomputed here is above the one that the study states.
         """
-        privacy = study.privacy
-        plan = cls(
-            unit=privacy.unit,
-            max_records_per_unit=privacy.max_records_per_unit,
-            sampling_rate=privacy.sampling_rate,
-            noise_multiplier=privacy.noise_multiplier,
-            clip_norm=privacy.clip_norm,
-            steps_per_charge=study.training.steps_per_round,
-            max_charges=privacy.max_charges,
-            evaluation_noise_multiplier=study.evaluation.noise_multiplier,
-            evaluation_releases=study.evaluation.releases,
-            delta=privacy.delta,
-            population=study.member(site).band,
-        )
-        if plan.epsilon() > privacy.epsilon:
+        plan = cls.of(study.privacy, study.training, study.evaluation, population=study.member(site).band)
+        if plan.epsilon() > study.privacy.epsilon:
             raise ConsiliumError(
-                errors.PRIVACY_EXCEEDED, f"states epsilon {privacy.epsilon:g}, spends {plan.epsilon():.4f}"
+                errors.PRIVACY_EXCEEDED, f"states epsilon {study.privacy.epsilon:g}, spends {plan.epsilon():.4f}"
             )
         return plan
 

@@ -1,0 +1,109 @@
+"""Per-example gradients of the trainable parameters, by Opacus in hooks mode without wrapping the model.
+
+Opacus is asked for gradients and for nothing else: sampling, clipping, noise, division and accounting are ours, made
+from one plan. Ghost mode is not used: with a plain ``backward()`` it applies gradients that were never clipped.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from torch import Tensor, nn
+
+from common import errors
+from common.errors import ConsiliumError
+
+Named = Sequence[tuple[str, nn.Parameter]]
+
+
+class PerExampleGradients:
+    """A context in which a model yields one gradient row per example.
+
+    model       any module; only its parameters that require a gradient are watched
+    parameters  those parameters, named, in the order in which they are laid side by side
+
+    Opacus watches only modules in train mode, so the modules that own a trainable parameter are put there, themselves
+    and not their children; every other module stays in the mode it is in, and no dropout is switched on. Hooks,
+    gradients and modes are taken back on every exit.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Named) -> None:
+        self._model = model
+        self._parameters = tuple(parameters)
+        self._owners: list[nn.Module] = []
+        self._hooks: GradSampleHooks | None = None
+
+    def __enter__(self) -> PerExampleGradients:
+        owners = [
+            module
+            for module in self._model.modules()
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        ]
+        try:
+            self._hooks = GradSampleHooks(self._model, batch_first=True, loss_reduction="sum", strict=True)
+        except (NotImplementedError, ValueError) as error:
+            _clear(self._model)
+            raise ConsiliumError(errors.PREFLIGHT_REFUSED, _first_line(error)) from error
+        self._owners = [module for module in owners if not module.training]
+        for module in self._owners:
+            module.training = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for module in self._owners:
+            module.training = False
+        if self._hooks is not None:
+            self._hooks.cleanup()
+            self._hooks = None
+        _clear(self._model)
+
+    def rows(self, losses: Tensor) -> Tensor:
+        """Return (examples, parameters) float32: the gradient of each example's own loss.
+
+        losses  (examples,), computed inside this context, one number an example
+
+        The losses are summed, never averaged: a mean would divide by a private count. Raises CSL-330 naming the
+        parameter for which no row, or not one row per example, was found.
+        """
+        examples = len(losses)
+        with warnings.catch_warnings():
+            # The hooked module is the first one to see a gradient, since its input is frozen: that is meant.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        parts = []
+        for name, parameter in self._parameters:
+            rows = getattr(parameter, "grad_sample", None)
+            if not isinstance(rows, Tensor):
+                raise ConsiliumError(errors.PREFLIGHT_REFUSED, f"{name} has no gradient per example")
+            if rows.shape != (examples, *parameter.shape):
+                raise ConsiliumError(
+                    errors.PREFLIGHT_REFUSED, f"{name} has {len(rows)} gradient rows for {examples} examples"
+                )
+            parts.append(rows.detach().reshape(examples, -1))
+            parameter.grad_sample = None  # type: ignore[attr-defined]
+            parameter.grad = None
+        return torch.cat(parts, dim=1)
+
+
+def _clear(model: nn.Module) -> None:
+    """Remove what hooks leave behind on modules and parameters, also after an interrupted backward pass."""
+    for module in model.modules():
+        for name in ("activations", "max_batch_len"):
+            if name in module.__dict__:
+                delattr(module, name)
+    for parameter in model.parameters():
+        for name in ("grad_sample", "_forward_counter", "_current_grad_sample"):
+            if hasattr(parameter, name):
+                delattr(parameter, name)
+        if parameter.requires_grad:
+            parameter.grad = None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
