@@ -1,0 +1,55 @@
+"""LoRA: low-rank updates beside frozen linear layers [Hu et al. 2021, arXiv 2106.09685].
+
+Both factors train. Averaging A and B apart is not averaging their product, so under aggregation FFA-LoRA is the default.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from common import errors
+from common.errors import ConsiliumError
+from common.stream import public_gaussian
+from common.study import AdapterSpec
+
+
+def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> PeftModel:
+    """Put LoRA factors beside the targeted linear layers; A from public randomness, B zero, both trainable.
+
+    layers  which layers are adapted
+    stream  64 hex digits of public randomness: A is the same on every site
+
+    Raises CSL-310 when no module of these layers bears a target's name, or it is not linear.
+    """
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # peft annotates int; the scaling is a float
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(spec.targets),
+        layers_to_transform=list(layers),
+        layers_pattern="layer",
+    )
+    try:
+        adapted = get_peft_model(model, config)  # type: ignore[arg-type]  # any transformers model
+    except ValueError as error:
+        raise ConsiliumError(errors.ADAPTER_INVALID, f"targets {', '.join(spec.targets)} in this backbone") from error
+    if not isinstance(adapted, PeftModel):
+        raise ConsiliumError(errors.ADAPTER_INVALID, "peft returned no adapted model")
+    for name, parameter in adapted.named_parameters():
+        if ".lora_A." in name:
+            _draw(parameter, stream, name)
+    return adapted
+
+
+def _draw(parameter: nn.Parameter, stream: str, name: str) -> None:
+    """Fill A, (rank, inputs), with normals of deviation 1/sqrt(inputs), so that A keeps the size of what it projects."""
+    if parameter.dim() != 2:
+        raise ConsiliumError(errors.ADAPTER_INVALID, f"{name} is not linear")
+    values = public_gaussian(stream, f"lora/{name}", parameter.numel()) / math.sqrt(parameter.shape[1])
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(values).view_as(parameter))
