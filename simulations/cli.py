@@ -1,0 +1,173 @@
+"""`consilium-sim`: the researcher's command, from a scenario file to a report.
+
+Results go to stdout, progress and errors to stderr. Bad input ends with one coded line and exit code 2. The machine-learning
+stack is loaded only once a scenario has been read and found right, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common import errors
+from common.errors import ConsiliumError
+from simulations.metrics import Metrics
+from simulations.progress import RichProgress
+from simulations.scenario import Baseline, Scenario, load, locate, shipped
+
+BAD_INPUT = 2
+app = typer.Typer(
+    name="consilium-sim",
+    help="Simulate a federated, private study on one machine: from a scenario file to a report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Engine(StrEnum):
+    """How the sites are run."""
+
+    INLINE = "inline"
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="a TOML file, or the name of a shipped scenario", metavar="SCENARIO")],
+    out: Annotated[Path, typer.Option(help="folder for metrics.json, report.html and the adapter")],
+    data: Annotated[Path | None, typer.Option(help="folder below which the scenario's query may read")] = None,
+    baselines: Annotated[
+        str | None, typer.Option(help=f"all, none, or some of: {','.join(Baseline)}; default: as the scenario says")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="print the metrics as JSON, and nothing else, on stdout")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="use the scenario's [full] settings: better, much slower")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes as many as there are cores", min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(help="in place of the scenario's seed", min=0)] = None,
+    engine: Annotated[Engine, typer.Option(help="how the sites are run")] = Engine.INLINE,  # noqa: ARG001  one so far
+) -> None:
+    """Run a study and write its report."""
+    with _coded_errors():
+        chosen = load(locate(scenario), full=full)
+        if seed is not None:
+            chosen = chosen.model_copy(update={"seed": seed})
+        compared = _baselines(baselines, chosen)
+        _check_device(device)
+        _check_writable(out)
+        from simulations.run import run_scenario
+
+        with RichProgress(Console(stderr=True)) as progress:
+            metrics = run_scenario(
+                chosen,
+                data,
+                out,
+                baselines=compared,
+                device=device,
+                threads=threads or os.cpu_count() or 1,
+                progress=progress,
+            )
+    if json:
+        typer.echo(metrics.model_dump_json(indent=2))
+    else:
+        show(metrics, out / "report.html", Console())
+
+
+@app.command()
+def scenarios() -> None:
+    """List the scenarios that come with the product."""
+    table = Table("name", "title", "data", box=None, header_style="bold")
+    for name in shipped():
+        scenario = load(locate(name))
+        table.add_row(name, scenario.title, "generated" if scenario.synthetic else "needs --data")
+    Console().print(table)
+
+
+def show(metrics: Metrics, report: Path, console: Console) -> None:
+    """Print a run's figures: per site, pooled, what the guarantee is, what must be said about them, where the report is."""
+    table = Table(title=metrics.title, title_justify="left", title_style="bold", header_style="bold")
+    for heading in ("site", "train", "test", "federated", "local only", "epsilon"):
+        table.add_column(heading, justify="left" if heading == "site" else "right")
+    for site in metrics.sites:
+        table.add_row(
+            Text(site.id),
+            f"{site.train_examples:,}",
+            f"{site.test_examples:,}",
+            _percent(site.accuracy),
+            _percent(site.accuracy_local_only),
+            f"{site.epsilon:.2f}",
+        )
+    console.print(table)
+    console.print(
+        f"pooled accuracy    {_percent(metrics.pooled.accuracy)}   macro F1 {_percent(metrics.pooled.macro_f1)}"
+    )
+    if metrics.released is not None:
+        low, high = _percent(metrics.released.low), _percent(metrics.released.high)
+        console.print(f"released accuracy  {_percent(metrics.released.accuracy)}   interval {low} to {high}, noised")
+    for name, baseline in metrics.baselines:
+        if baseline is not None:
+            console.print(f"{name.replace('_', ' '):<24} {_percent(baseline.accuracy)}   not released")
+    privacy = metrics.privacy
+    console.print(
+        Text(f"epsilon {privacy.epsilon:.3g}, delta {privacy.delta:.0e}, unit {privacy.unit}: {privacy.neighbour}"),
+        soft_wrap=True,
+    )
+    for warning in metrics.warnings:
+        console.print(Text(warning, style="yellow"), soft_wrap=True)
+    console.print(Text(f"report: {report}", style="bold"), soft_wrap=True)
+
+
+def main() -> None:
+    """Console script."""
+    app()
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _baselines(text: str | None, scenario: Scenario) -> frozenset[str]:
+    if text is None:
+        return frozenset(scenario.baselines)
+    if text in {"all", "none"}:
+        return frozenset(Baseline) if text == "all" else frozenset()
+    asked = {part.strip() for part in text.split(",")}
+    if unknown := sorted(asked - set(Baseline)):
+        raise ConsiliumError(errors.SCENARIO_INVALID, f"--baselines: {unknown[0]!r} is none of {', '.join(Baseline)}")
+    return frozenset(asked)
+
+
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda:\d+", device):
+        raise ConsiliumError(errors.SCENARIO_INVALID, f"--device: {device!r} is none of auto, cpu, cuda:N")
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse an output folder that cannot be made, before an hour of work; writes nothing."""
+    nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{nearest} is not a folder that can be written")
+
+
+@contextmanager
+def _coded_errors() -> Iterator[None]:
+    """End with one red line and exit code 2 where the input was at fault; everything else may trace."""
+    try:
+        yield
+    except ConsiliumError as error:
+        Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
+        raise typer.Exit(BAD_INPUT) from None
