@@ -1,13 +1,15 @@
 """`consilium-sim`: the researcher's command, from a scenario file to a report.
 
-Results go to stdout, progress and errors to stderr. Bad input ends with one coded line and exit code 2. The machine-learning
-stack is loaded only once a scenario has been read and found right, so that `--help` is instant.
+Results go to stdout, progress and errors to stderr. Bad input ends with one coded line and exit code 2. The
+machine-learning stack is loaded only once a scenario has been read and found right, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -50,12 +52,8 @@ def run(
     baselines: Annotated[
         str | None, typer.Option(help=f"all, none, or some of: {','.join(Baseline)}; default: as the scenario says")
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="print the metrics as JSON, and nothing else, on stdout")
-    ] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="use the scenario's [full] settings: better, much slower")
-    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="print metrics.json on stdout, and nothing else")] = False,
+    full: Annotated[bool, typer.Option("--full", help="use the scenario's [full] settings: much slower")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes as many as there are cores", min=0)] = 0,
     seed: Annotated[int | None, typer.Option(help="in place of the scenario's seed", min=0)] = None,
@@ -80,6 +78,7 @@ def run(
                 device=device,
                 threads=threads or os.cpu_count() or 1,
                 progress=progress,
+                command=shlex.join(["consilium-sim", *sys.argv[1:]]),
             )
     if json:
         typer.echo(metrics.model_dump_json(indent=2))
@@ -98,7 +97,7 @@ def scenarios() -> None:
 
 
 def show(metrics: Metrics, report: Path, console: Console) -> None:
-    """Print a run's figures: per site, pooled, what the guarantee is, what must be said about them, where the report is."""
+    """Print a run's figures, the guarantee, what must be said about them, and where the report is."""
     table = Table(title=metrics.title, title_justify="left", title_style="bold", header_style="bold")
     for heading in ("site", "train", "test", "federated", "local only", "epsilon"):
         table.add_column(heading, justify="left" if heading == "site" else "right")
@@ -112,9 +111,8 @@ def show(metrics: Metrics, report: Path, console: Console) -> None:
             f"{site.epsilon:.2f}",
         )
     console.print(table)
-    console.print(
-        f"pooled accuracy    {_percent(metrics.pooled.accuracy)}   macro F1 {_percent(metrics.pooled.macro_f1)}"
-    )
+    pooled = metrics.pooled
+    console.print(f"pooled accuracy    {_percent(pooled.accuracy)}   macro F1 {_percent(pooled.macro_f1)}, exact")
     if metrics.released is not None:
         low, high = _percent(metrics.released.low), _percent(metrics.released.high)
         console.print(f"released accuracy  {_percent(metrics.released.accuracy)}   interval {low} to {high}, noised")
