@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,16 @@ PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "eval
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A heading, list or paragraph of the privacy statement; its lines are escaped already."""
+    """A part of the privacy statement, escaped already.
+
+    kind   heading, subheading, items, table or paragraph
+    lines  of a table its caption, of all others their text
+    rows   of a table its rows of cells, the first with the headings, which may be empty
+    """
 
     kind: str
     lines: tuple[Markup, ...]
+    rows: tuple[tuple[Markup, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +119,16 @@ def render(metrics: Metrics, study: Study) -> str:
 
 def statement_blocks(text: str) -> Iterator[Block]:
     """Split the statement (plain text or simple markdown): headings `#`, items `-`, tables `|`, paragraphs."""
-    kind, kept = "", list[str]()
+    kind, kept, title = "", list[str](), "statement"
     for line in [*clean(text).splitlines(), ""]:
         bare = line.strip()
         starts = _kind_of(bare)
         if kept and starts == "paragraph" and kind in {"items", "paragraph"}:
             kept[-1] += " " + bare
             continue
-        if kept and (starts != kind or kind == "heading"):
-            yield Block(kind, tuple(_inline(part) for part in kept))
+        if kept and (starts != kind or kind in {"heading", "subheading"}):
+            title = kept[0] if kind in {"heading", "subheading"} else title
+            yield _table(title, kept) if kind == "table" else Block(kind, tuple(_inline(part) for part in kept))
             kept = []
         kind = starts
         if bare:
@@ -318,10 +325,16 @@ def _kind_of(line: str) -> str:
     if not line:
         return "blank"
     if re.match(r"#+\s", line):
-        return "heading"
+        return "heading" if line.startswith("# ") else "subheading"
     if re.match(r"[-*]\s", line):
         return "items"
     return "table" if line.startswith("|") else "paragraph"
+
+
+def _table(title: str, lines: Sequence[str]) -> Block:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    kept = [row for row in rows if not all(re.fullmatch(r":?-+:?", cell) for cell in row)]
+    return Block("table", (_inline(title),), tuple(tuple(_inline(cell) for cell in row) for row in kept) or ((),))
 
 
 def _inline(line: str) -> Markup:

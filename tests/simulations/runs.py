@@ -30,6 +30,12 @@ STATEMENT = """# What this study guarantees
 Each site guarantees **(8, 10^-5)-differential privacy** to each patient, for its whole
 participation, by `DP-SGD` on its own machine.
 
+## Numbers
+| | |
+|---|---|
+| unit | patient |
+| epsilon | 7.9931 |
+
 - Neighbours: two data sets that differ by all records of one patient.
 - Sampling: Poisson, q = 0.05,
   empty batches included.

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConsiliumError
+from common.privacy.statement import statement
 from common.study import Study
 from simulations import findings
 from simulations.figures import percent
@@ -282,22 +283,35 @@ def test_a_page_that_cannot_be_written_is_a_coded_error(metrics: Metrics, agreed
 
 def test_the_statement_keeps_its_headings_lists_and_emphasis() -> None:
     text = (
-        "# One <b>\nsaid **so** in `code`\n\n- first\n  goes on\n- second\nand on\n\n| a | b |\n| - | - |\n\nlast\nline"
+        "# One <b>\nsaid **so** in `code`\n\n- first\n  goes on\n- second\nand on\n\n"
+        "## Two\n| a | b & c |\n| - | -: |\n| 1 | 2 |\n\nlast\nline"
     )
-    blocks = [(block.kind, [str(line) for line in block.lines]) for block in statement_blocks(text)]
+    *others, table, last = statement_blocks(text)
+    blocks = [(block.kind, [str(line) for line in block.lines]) for block in (*others, last)]
     assert blocks == [
         ("heading", ["One &lt;b&gt;"]),
         ("paragraph", ["said <strong>so</strong> in <code>code</code>"]),
         ("items", ["first goes on", "second and on"]),
-        ("table", ["| a | b |", "| - | - |"]),
+        ("subheading", ["Two"]),
         ("paragraph", ["last line"]),
     ]
+    assert (table.kind, table.lines, table.rows) == ("table", ("Two",), (("a", "b &amp; c"), ("1", "2")))
+
+
+def test_the_statement_of_the_house_leaves_no_markdown_on_the_page() -> None:
+    agreed = study()
+    metrics = run(agreed)
+    told = metrics.privacy.model_copy(update={"statement": statement(agreed)})
+    text = Page(render(metrics.model_copy(update={"privacy": told}), agreed)).text
+    shown = text[text.index("Privacy statement") : text.index("What left each site, and")]
+    assert "What is not promised" in shown
+    assert not re.search(r"\*\*|^#|\|", shown, re.M)
 
 
 @given(text=st.text(alphabet=st.characters(), max_size=60) | st.text(alphabet="*`#-<>|&\n ab", max_size=60))
 def test_no_statement_can_write_markup_of_its_own(text: str) -> None:
     for block in statement_blocks(text):
-        for line in block.lines:
+        for line in (*block.lines, *(cell for row in block.rows for cell in row)):
             assert not re.search(r"<(?!/?(strong|code)>)", str(line))
 
 
