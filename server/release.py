@@ -57,7 +57,7 @@ def write_release(
     study = Study.from_canonical(signed.canonical)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_release(model, folder)
+        save_release(model, folder, study=study.digest)
         agreement.write(folder / "agreement", signed, approvals)
         (folder / "README.md").write_text(card(study, private=private), encoding="utf-8")
     except OSError as error:

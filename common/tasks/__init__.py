@@ -47,6 +47,7 @@ class Embedder(Protocol):
 class Task(ABC):
     """What the sites learn to do."""
 
+    spec: TextClassification
     classes: int
 
     @abstractmethod

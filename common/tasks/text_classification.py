@@ -29,8 +29,7 @@ class TextClassificationTask(Task):
     """Assign one of the study's labels to each text."""
 
     def __init__(self, spec: TextClassification, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._spec, self._tokenizer = spec, tokenizer
-        self.labels = spec.labels
+        self.spec, self._tokenizer = spec, tokenizer
         self.classes = len(spec.labels)
         self._index = {label: index for index, label in enumerate(spec.labels)}
         self._padding = int(tokenizer.pad_token_id or 0)
@@ -63,9 +62,9 @@ class TextClassificationTask(Task):
 
     def initialise_head(self, head: nn.Module, embedder: Embedder) -> None:
         """Point each label's weights at the embedding of its text, less the mean over the labels."""
-        if self._spec.label_texts is None or not isinstance(head, nn.Linear):
+        if self.spec.label_texts is None or not isinstance(head, nn.Linear):
             return
-        identifiers, mask = self.pad(self._tokens(self._spec.label_texts))
+        identifiers, mask = self.pad(self._tokens(self.spec.label_texts))
         device = head.weight.device
         with torch.no_grad():
             features = embedder.features_of(identifiers.to(device), mask.to(device))
@@ -86,6 +85,6 @@ class TextClassificationTask(Task):
         if not texts:
             return ()
         rows = self._tokenizer(
-            list(texts), truncation=True, max_length=self._spec.max_tokens, return_attention_mask=False
+            list(texts), truncation=True, max_length=self.spec.max_tokens, return_attention_mask=False
         )["input_ids"]
         return tuple(np.array(row, dtype=np.int32) for row in rows)
