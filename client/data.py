@@ -32,7 +32,12 @@ class Examples:
     subgroups: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        sizes = {len(self.texts), len(self.labels), len(self.units), *(len(values) for values in self.subgroups.values())}
+        sizes = {
+            len(self.texts),
+            len(self.labels),
+            len(self.units),
+            *(len(values) for values in self.subgroups.values()),
+        }
         if len(sizes) != 1:
             raise ConsiliumError(errors.DATA_VALUE, "columns differ in length")
 

@@ -1,7 +1,7 @@
 """The single door of a site: every byte that leaves passes :meth:`Egress.release`.
 
-It checks a reply against the study (which parts may leave at this stage, and how large they can be), signs it, and writes
-down what left, to whom, for which instance and under which guarantee. What is not listed here cannot leave.
+It checks a reply against the study (which parts may leave at this stage, and how large they can be), signs it, and
+writes down what left, to whom, for which instance and under which guarantee. What is not listed here cannot leave.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Egress:
         # The rotation pads to a power of two at most, and a masked coordinate takes at most eight bytes.
         padded = 1 << max(0, dimension - 1).bit_length()
         packed = padded * study.aggregation.bits // 8
-        self._limits = {
+        self._limits: dict[Stage, dict[str, int]] = {
             stage: {"secagg": overhead + (packed if stage is Stage.FIT else 8 * cells if stage is Stage.COUNTS else 0)}
             for stage in Stage
             if stage is not Stage.IDENTIFY

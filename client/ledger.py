@@ -1,8 +1,8 @@
 """What a site has spent: training charges and evaluation releases, each made before anything is computed.
 
-A charge is named by everything that makes it a release of its own (RULES 7). Charging the same key again is free, since a
-crash before the reply reruns that very key; another key is another charge, and the study's maximum holds for all of them.
-This ledger lives in memory and serves simulated sites, whose patients are not real.
+A charge is named by everything that makes it a release of its own (RULES 7). Charging the same key again is free,
+since a crash before the reply reruns that very key; another key is another charge, and the study's maximum holds for
+all of them. This ledger lives in memory and serves simulated sites, whose patients are not real.
 """
 
 from __future__ import annotations

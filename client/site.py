@@ -1,8 +1,9 @@
 """The hospital's stage handlers as a Flower ClientApp: check, charge, compute, mask, let out.
 
-Each request is verified against the approved study before anything else; a request seen before is answered with the very
-same bytes; whatever goes wrong, the operator sees one ``unavailable`` and the reason stays here (RULES 14). Nothing in this
-module knows a model: the :class:`Workload` does, so that the link and the protocol can be tested without torch.
+Each request is verified against the approved study before anything else; a request seen before is answered with the
+very same bytes; whatever goes wrong, the operator sees one ``unavailable`` and the reason stays here (RULES 14).
+Nothing in this module knows a model: the :class:`Workload` does, so that the link and the protocol can be tested
+without torch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client.egress import NONCE_BYTES, Egress, EgressEntry
@@ -32,8 +35,6 @@ from common.payloads import count_encoding, input_digest, parse_round, parse_vec
 from common.privacy.plan import PrivacyPlan
 from common.secagg import SiteSession, Ticket
 from common.stopwatch import Stopwatch
-from flwr.app import Context, Error, Message
-from flwr.clientapp import ClientApp
 
 _log = logging.getLogger("consilium.site")
 _REPLIES_KEPT = 16

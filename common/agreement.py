@@ -1,7 +1,7 @@
 """A study with the operator's signature and the sites' approvals: what must hold before anything runs.
 
-The operator signs the digest; each site countersigns the same digest under its own name. Simulation studies are signed in
-domains of their own, so that a hospital's daemon can never be led to run one (RULES 15).
+The operator signs the digest; each site countersigns the same digest under its own name. Simulation studies are
+signed in domains of their own, so that a hospital's daemon can never be led to run one (RULES 15).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Backbones: pretrained models pinned by the SHA-256 of every file.
 
-Any place may supply the bytes (an installed package, a folder, the hub); the manifest decides. Only the verified bytes are
-loaded: they are copied while they are hashed, so that nothing can change or join them in between. Weights are safetensors,
-code never comes with a model. Manifests are made and checked without torch.
+Any place may supply the bytes (an installed package, a folder, the hub); the manifest decides. Only the verified
+bytes are loaded: they are copied while they are hashed, so that nothing can change or join them in between. Weights are
+safetensors, code never comes with a model. Manifests are made and checked without torch.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ MINILM = BackboneManifest(
     revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
     licence="Apache-2.0",
     training_data=(
-        "1.17 billion sentence pairs from public sources: Reddit comments, S2ORC citations, WikiAnswers, PAQ, Stack Exchange, "
-        "MS MARCO, GOOAQ, Yahoo Answers, code search, SNLI, MultiNLI and others (model card)"
+        "1.17 billion sentence pairs from public sources: Reddit comments, S2ORC citations, WikiAnswers, PAQ, "
+        "Stack Exchange, MS MARCO, GOOAQ, Yahoo Answers, code search, SNLI, MultiNLI and others (model card)"
     ),
     files={
         "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
@@ -82,9 +82,7 @@ def describe(
 
     Raises CSL-301 without a configuration or a tokeniser, CSL-303 without safetensors weights.
     """
-    wanted = sorted(
-        path.name for path in folder.iterdir() if path.name in _LOADABLE or path.name.endswith(_WEIGHTS)
-    )
+    wanted = sorted(path.name for path in folder.iterdir() if path.name in _LOADABLE or path.name.endswith(_WEIGHTS))
     for needed in ("config.json", "tokenizer.json"):
         if needed not in wanted:
             raise ConsiliumError(errors.BACKBONE_MISSING, f"{needed} in {folder.name}")
@@ -108,7 +106,10 @@ def locate_folder(path: Path) -> Path:
 
 
 def locate_package(distribution: str) -> Path:
-    """Return the folder with ``config.json`` inside an installed distribution, which is never imported; raises CSL-301."""
+    """Return the folder with ``config.json`` inside an installed distribution; raises CSL-301.
+
+    The distribution is never imported.
+    """
     try:
         listed = files(distribution) or []
     except PackageNotFoundError as error:
@@ -184,15 +185,13 @@ def _load(folder: Path, manifest: BackboneManifest, device: str) -> Backbone:
 
     from common.adapters.anatomy import anatomy_of
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32"
         )
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_fast=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ConsiliumError(errors.BACKBONE_UNSUPPORTED, f"{manifest.name}: {type(error).__name__}") from error
     layers = anatomy_of(model).layers(model)

@@ -144,9 +144,7 @@ METRICS_INVALID = Fault(
 
 # 6xx  site, egress, link -------------------------------------------------------------------------------------------
 SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")
-EGRESS_REFUSED = Fault(
-    "CSL-601", "egress", "a reply is not what the study allows to leave", "none: nothing was sent"
-)
+EGRESS_REFUSED = Fault("CSL-601", "egress", "a reply is not what the study allows to leave", "none: nothing was sent")
 QUORUM_LOST = Fault("CSL-602", "coordinator", "too few sites answered", "wait for more sites, then resume")
 RELEASE_INVALID = Fault("CSL-610", "release", "the released adapter cannot be written or read", "see the detail")
 

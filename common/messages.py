@@ -1,7 +1,7 @@
 """What travels: signed envelopes bound to (study, stage, instance, attempt, sender, recipient).
 
-An envelope carries named parts of bytes (a vector, a protocol message). The signature covers a canonical header that holds
-the SHA-256 of each part, so that nothing can be swapped, replayed in another place or spoken in another's name.
+An envelope carries named parts of bytes (a vector, a protocol message). The signature covers a canonical header that
+holds the SHA-256 of each part, so that nothing can be swapped, replayed in another place or spoken in another's name.
 Who sent a message is what its signature says, never what the transport says.
 """
 

@@ -1,7 +1,7 @@
-"""The study's public randomness: the same numbers on every site, platform and version, and nobody's choice after signing.
+"""The study's public randomness: the same numbers on every site, and nobody's choice after signing.
 
-An AES-256-CTR keystream keyed by HKDF-SHA256 of the study's ``stream`` and a purpose. It is public: it must never be used
-for noise, keys or sampling. Used for the frozen A of FFA-LoRA and the signs of the rotation before encoding.
+An AES-256-CTR keystream keyed by HKDF-SHA256 of the study's ``stream`` and a purpose. It is public: it must never be
+used for noise, keys or sampling. Used for the frozen A of FFA-LoRA and the signs of the rotation before encoding.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def public_signs(stream: str, purpose: str, size: int) -> NDArray[np.int8]:
 def public_gaussian(stream: str, purpose: str, size: int) -> NDArray[np.float32]:
     """Return ``size`` standard normal numbers in float32, by Box-Muller in float64 on 53-bit uniforms.
 
-    Rounded to a grid of 2**-12, because ``log`` and ``cos`` may differ between platforms in the last bit of float64: two
-    platforms disagree only where a number falls within 2**-52 of a grid midpoint, about once in 2**38 numbers.
+    Rounded to a grid of 2**-12, because ``log`` and ``cos`` may differ between platforms in the last bit of float64:
+    two platforms disagree only where a number falls within 2**-52 of a grid midpoint, about once in 2**38 numbers.
     """
     pairs = (size + 1) // 2
     words = np.frombuffer(public_bytes(stream, purpose, pairs * 16), dtype="<u8") >> np.uint64(11)

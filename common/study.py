@@ -1,7 +1,7 @@
 """The Study: the signed agreement from which everything else derives.
 
-Data, never code. Written in TOML, frozen, made canonical by RFC 8785, named by the SHA-256 of those bytes, signed by the
-operator and countersigned by each site. A field that is not here is refused; nothing outside it steers a run.
+Data, never code. Written in TOML, frozen, made canonical by RFC 8785, named by the SHA-256 of those bytes, signed by
+the operator and countersigned by each site. A field that is not here is refused; nothing outside it steers a run.
 """
 
 from __future__ import annotations

@@ -59,12 +59,10 @@ class FedAdam:
         self._second = self.beta2 * second + (1 - self.beta2) * mean_update**2
         corrected_first = self._first / (1 - self.beta1**self._steps)
         corrected_second = self._second / (1 - self.beta2**self._steps)
-        rate = self._training.server_learning_rate * self._training.schedule_factor(
-            round_index / self._training.rounds
-        )
+        rate = self._training.server_learning_rate * self._training.schedule_factor(round_index / self._training.rounds)
         return (vector + rate * corrected_first / (np.sqrt(corrected_second) + self.epsilon)).astype(np.float32)
 
 
 def server_optimizer(training: Training) -> ServerOptimizer:
     """Return the optimiser that the study names."""
-    return {"fedavg": FedAvg, "fedadam": FedAdam}[training.server_optimizer](training)
+    return FedAdam(training) if training.server_optimizer == "fedadam" else FedAvg(training)

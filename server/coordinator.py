@@ -1,7 +1,7 @@
 """The operator's ServerApp: identify the sites, ask for sums, move the global vector, ask for the final counts.
 
-It handles sealed envelopes and decoded sums, never one site's update. A sum that aborts is asked for again in a new epoch, as
-a new attempt that every site charges anew; a study whose sites no longer suffice ends with a named error.
+It handles sealed envelopes and decoded sums, never one site's update. A sum that aborts is asked for again in a new
+epoch, as a new attempt that every site charges anew; a study whose sites no longer suffice ends with a named error.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Coordinator:
         nonce = self._entropy(_NONCE_BYTES)
         nodes = list(grid.get_node_ids())
         request = self._envelope(Stage.IDENTIFY, ANYONE, {"nonce": nonce})
-        for node, reply in self._send(grid, {node: request for node in nodes}).items():
+        for node, reply in self._send(grid, dict.fromkeys(nodes, request)).items():
             site = SiteId(reply.sender)
             if reply.parts.get("nonce") == nonce and site not in self._nodes:
                 self._nodes[site] = node

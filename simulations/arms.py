@@ -1,8 +1,8 @@
 """Arms: ways of training that a study is compared with, or that are tried on the validation split before it.
 
 An arm is a set of members that train as the sites of a study do and whose mean moves one vector. Every arm shares the
-model, the start, the rounds, the steps and the server's optimiser, so that only what its name says differs. Arms exist in the
-simulator only; nothing they compute is a release.
+model, the start, the rounds, the steps and the server's optimiser, so that only what its name says differs. Arms
+exist in the simulator only; nothing they compute is a release.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a scenario to a signed and approved simulation Study.
 
-Sizes become public bands, noise is calibrated to the promised epsilon, and the clamp of the encoding is derived from the
-training, so that the Study says everything before anything runs.
+Sizes become public bands, noise is calibrated to the promised epsilon, and the clamp of the encoding is derived from
+the training, so that the Study says everything before anything runs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Authored:
 
 def band(units: int) -> int:
     """Return the public band of a site: its number of units rounded to 1, 1.5, 2, 3, 5, 7 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(max(units, 1)))
+    power = math.pow(10.0, math.floor(math.log10(max(units, 1))))
     return max(1, round(min((step * power for step in _BAND_STEPS), key=lambda size: abs(size - units))))
 
 
@@ -86,9 +86,9 @@ def privacy_of(scenario: Scenario) -> Privacy:
 def clamp(training: Training, privacy: Privacy, *, smallest_band: int, dimension: int) -> float:
     """Return a bound that a rotated coordinate of an update leaves about once in 2e9.
 
-    After a random rotation a coordinate of an update is close to normal. Its deviation is that of the noise of all steps
-    plus the update's own norm spread over the vector; six of them are allowed. With Adam a step moves a coordinate by
-    about one learning rate.
+    After a random rotation a coordinate of an update is close to normal. Its deviation is that of the noise of all
+    steps plus the update's own norm spread over the vector; six of them are allowed. With Adam a step moves a
+    coordinate by about one learning rate.
     """
     steps, rate = training.steps_per_round, training.learning_rate / (1.0 - training.momentum)
     if training.optimizer == "adam":
@@ -157,9 +157,7 @@ def author(
     signed = sign(study, consortium.operator)
     key = consortium.operator.public_key
     approvals = tuple(approve(signed, site, identity, key) for site, identity in sorted(consortium.sites.items()))
-    return Authored(
-        signed, approvals, verify_agreement(signed, approvals, key, now=moment, kind=Kind.SIMULATION)
-    )
+    return Authored(signed, approvals, verify_agreement(signed, approvals, key, now=moment, kind=Kind.SIMULATION))
 
 
 def _stamp(moment: datetime) -> str:

@@ -1,7 +1,8 @@
 """What the study is compared with, and how every arm's learning rate was chosen: fairly, and said.
 
-All arms share split, adapter, start, rounds, steps, sampling rate, server optimiser and the same grid of learning rates, tried
-on validation records that no arm trains on. Choosing on exact figures is not private, and is marked so (RULES 10).
+All arms share split, adapter, start, rounds, steps, sampling rate, server optimiser and the same grid of learning
+rates, tried on validation records that no arm trains on. Choosing on exact figures is not private, and is marked so
+(RULES 10).
 """
 
 from __future__ import annotations
@@ -119,9 +120,7 @@ class Comparison:
         """Train an arm; returns the vector that each site ends with."""
         features, units = self._prepared.training, self._prepared.units
         if arm == Baseline.LOCAL_ONLY:
-            return {
-                site: self._train([Learner(own, 1.0)], training, advance) for site, own in features.items()
-            }
+            return {site: self._train([Learner(own, 1.0)], training, advance) for site, own in features.items()}
         if arm == Baseline.CENTRALISED_NONPRIVATE:
             learners = [Learner(Features.joined(tuple(features.values())), 1.0)]
         else:

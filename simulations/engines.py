@@ -37,7 +37,7 @@ class EntropySource:
 
 
 class SeededEntropy:
-    """An AES-256-CTR keystream keyed by a seed and a party's name. NOT PRIVATE: whoever knows the seed knows every key."""
+    """An AES-256-CTR keystream keyed by a seed and a party's name. NOT PRIVATE: who knows the seed knows every key."""
 
     def __init__(self, seed: int, party: str) -> None:
         key = HKDF(hashes.SHA256(), 32, salt=b"consilium/v1/simulation/entropy", info=party.encode()).derive(

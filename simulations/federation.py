@@ -121,15 +121,14 @@ def federate(
 
 
 def noise_of(entropy: EntropySource, party: str) -> NoiseSource:
-    """Return a party's source of sampling and noise: the operating system's, or a seeded one where the run must repeat."""
+    """Return a party's source of sampling and noise: the system's, or a seeded one where the run must repeat."""
     return SystemNoise() if entropy.seed is None else SeededNoise(entropy.seed, party)
 
 
 def pooled_validation(prepared: Prepared, vector: Vector) -> Quality:
     """Return the exact quality of a vector on all sites' validation records."""
     qualities = [
-        judge(prepared.model, vector, features, prepared.task.classes)
-        for features in prepared.validation.values()
+        judge(prepared.model, vector, features, prepared.task.classes) for features in prepared.validation.values()
     ]
     return sum(qualities[1:], qualities[0])
 

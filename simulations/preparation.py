@@ -18,9 +18,9 @@ from common.adapters import AdaptedModel, Vector, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.identity import SiteId
+from common.stopwatch import Stopwatch
 from common.study import BackboneManifest
 from common.tasks import Task, task_for
-from common.stopwatch import Stopwatch
 from simulations.cohort import load_sites
 from simulations.progress import Progress
 from simulations.scenario import KNOWN_PACKAGE, BackboneChoice, Scenario
@@ -51,9 +51,7 @@ class Prepared:
         return {site.site: max(1, len(np.unique(site.train.units))) for site in self.sites}
 
 
-def prepare(
-    scenario: Scenario, data_dir: Path | None, device: str, progress: Progress, watch: Stopwatch
-) -> Prepared:
+def prepare(scenario: Scenario, data_dir: Path | None, device: str, progress: Progress, watch: Stopwatch) -> Prepared:
     """Load data and backbone, attach the adapter, compute the frozen prefix once.
 
     device   as :func:`resolve_device` returns it

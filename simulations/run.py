@@ -1,7 +1,7 @@
 """One scenario from its file to its report: prepare, agree, train, compare, write.
 
-The study runs through the real coordinator and the real sites. What is exact (per site, curve, baselines) comes from the
-sites' own records, because a simulator may read them; a real operator sees the released figure alone.
+The study runs through the real coordinator and the real sites. What is exact (per site, curve, baselines) comes from
+the sites' own records, because a simulator may read them; a real operator sees the released figure alone.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def run_scenario(
     noise_seed  None for private noise; a seed makes the run repeatable and NOT PRIVATE, and every output says so. Only
                 Python code can give it: no scenario, option or environment variable does (RULES 15).
 
-    Raises the coded error of whatever is wrong with the scenario, its data, its backbone or the output folder; nothing is
-    written then.
+    Raises the coded error of whatever is wrong with the scenario, its data, its backbone or the output folder;
+    nothing is written then.
     """
     watch, entropy = Stopwatch(), EntropySource(noise_seed)
     if threads:

@@ -71,7 +71,8 @@ def summarise(
         traffic=_traffic(study, federation),
         seconds=m.Seconds(
             total=watch.seconds("total"),
-            setup=watch.seconds("setup"),
+            setup=watch.seconds("setup") - watch.seconds("features"),
+            tuning=watch.seconds("tuning"),
             features=watch.seconds("features"),
             training=federation.seconds("training"),
             secagg=federation.seconds("secagg") + federation.coordinator.watch.seconds("secagg"),

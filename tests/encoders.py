@@ -11,6 +11,7 @@ from transformers import (
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
@@ -30,7 +31,7 @@ def write_tokeniser(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>"
     ).save_pretrained(str(folder))
 
@@ -38,23 +39,7 @@ def write_tokeniser(folder: Path) -> None:
 def write_encoder(folder: Path, family: str = "bert", layers: int = 3) -> BackboneManifest:
     """Write a tiny checkpoint of one family and return its manifest."""
     torch.manual_seed(0)
-    common = {"vocab_size": 4 + len(WORDS), "pad_token_id": 0}
-    if family == "distilbert":
-        model = DistilBertModel(
-            DistilBertConfig(dim=32, hidden_dim=64, n_layers=layers, n_heads=2, max_position_embeddings=64, **common)
-        )
-    else:
-        config, kind = (BertConfig, BertModel) if family == "bert" else (RobertaConfig, RobertaModel)
-        model = kind(
-            config(
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=layers,
-                num_attention_heads=2,
-                max_position_embeddings=66,
-                **common,
-            )
-        )
+    model = _MAKERS[family](layers)
     # Random weights give features too alike to tell words apart; spread them.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -70,3 +55,49 @@ def write_encoder(folder: Path, family: str = "bert", layers: int = 3) -> Backbo
         licence="Apache-2.0",
         training_data="none: random weights",
     )
+
+
+def _bert(layers: int) -> PreTrainedModel:
+    return BertModel(
+        BertConfig(
+            vocab_size=_VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=66,
+            pad_token_id=0,
+        )
+    )
+
+
+def _roberta(layers: int) -> PreTrainedModel:
+    return RobertaModel(
+        RobertaConfig(
+            vocab_size=_VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=66,
+            pad_token_id=0,
+        )
+    )
+
+
+def _distilbert(layers: int) -> PreTrainedModel:
+    return DistilBertModel(
+        DistilBertConfig(
+            vocab_size=_VOCABULARY,
+            dim=32,
+            hidden_dim=64,
+            n_layers=layers,
+            n_heads=2,
+            max_position_embeddings=64,
+            pad_token_id=0,
+        )
+    )
+
+
+_VOCABULARY = 4 + len(WORDS)
+_MAKERS = {"bert": _bert, "roberta": _roberta, "distilbert": _distilbert}

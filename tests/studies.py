@@ -24,9 +24,7 @@ class Signed:
 
     @property
     def agreement(self) -> Agreement:
-        return verify_agreement(
-            self.signed, self.approvals, self.operator.public_key, now=NOW, kind=self.study.kind
-        )
+        return verify_agreement(self.signed, self.approvals, self.operator.public_key, now=NOW, kind=self.study.kind)
 
 
 def fields(sites: int = 4, **changes: object) -> tuple[dict[str, object], Identity, dict[SiteId, Identity]]:
@@ -78,5 +76,3 @@ def signed_study(sites: int = 4, **changes: object) -> Signed:
     signed = sign(study, operator)
     approvals = tuple(approve(signed, site, identity, operator.public_key) for site, identity in keys.items())
     return Signed(study, operator, keys, signed, approvals)
-
-

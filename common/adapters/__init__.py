@@ -39,7 +39,8 @@ METHODS: Mapping[str, Method] = {
 class AdaptedModel(nn.Module):
     """A backbone with an adapter and a task's head.
 
-    names          the trainable parameters in the vector's order: the encoder's in the order of its modules, then the head's
+    names          the trainable parameters in the vector's order: the encoder's in the order of its modules, then the
+                   head's
     dimension      length of the vector
     prefix_layers  frozen layers before the first adapted one: what can be computed once and kept
 
@@ -76,17 +77,17 @@ class AdaptedModel(nn.Module):
         return np.array(flat.cpu().numpy(), dtype=np.float32)
 
     def write_vector(self, vector: Vector) -> None:
-        """Set the trainable parameters, bit for bit; raises CSL-311 for another length or a value that is not finite."""
+        """Set the trainable parameters, bit for bit; raises CSL-311 for another length or what is not finite."""
         if vector.shape != (self.dimension,):
             raise ConsiliumError(errors.ADAPTER_VECTOR, f"shape {vector.shape}, expected ({self.dimension},)")
         if not np.isfinite(vector).all():
             raise ConsiliumError(errors.ADAPTER_VECTOR, "a value is not finite")
         flat = torch.from_numpy(np.array(vector, dtype=np.float32))
         with torch.no_grad():
-            for (_, parameter), values in zip(
-                self.trainable(), flat.split([p.numel() for _, p in self.trainable()]), strict=True
-            ):
-                parameter.copy_(values.view_as(parameter))
+            offset = 0
+            for _, parameter in self.trainable():
+                parameter.copy_(flat[offset : offset + parameter.numel()].view_as(parameter))
+                offset += parameter.numel()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return logits (n, classes) from token identifiers and mask, both (n, t) int64."""

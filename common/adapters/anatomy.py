@@ -43,8 +43,11 @@ class Anatomy:
         """Run layers ``first`` to ``last`` (exclusive) on (n, t, h) under an (n, t) mask of ones and zeros."""
         if first == last:
             return hidden
-        config = model.config
-        mask = create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=attention_mask)
+        mask = create_bidirectional_mask(
+            config=model.config,  # type: ignore[arg-type]  # torch types every attribute as a tensor or a module
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+        )
         for layer in self.layers(model)[first:last]:
             hidden = _tensor(layer(hidden, mask))
         return hidden
@@ -64,9 +67,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     config = getattr(model, "config", None)
     family = str(getattr(config, "model_type", "unknown"))
     if family not in _FAMILIES or getattr(config, "is_decoder", False):
-        raise ConsiliumError(
-            errors.BACKBONE_UNSUPPORTED, f"{family} is not one of {', '.join(sorted(_FAMILIES))}"
-        )
+        raise ConsiliumError(errors.BACKBONE_UNSUPPORTED, f"{family} is not one of {', '.join(sorted(_FAMILIES))}")
     return _FAMILIES[family]
 
 

@@ -18,5 +18,5 @@ def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> P
     adapted = lora.attach(model, spec, layers, stream)
     for name, parameter in adapted.named_parameters():
         if ".lora_A." in name:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
     return adapted

@@ -1,6 +1,7 @@
 """LoRA: low-rank updates beside frozen linear layers [Hu et al. 2021, arXiv 2106.09685].
 
-Both factors train. Averaging A and B apart is not averaging their product, so under aggregation FFA-LoRA is the default.
+Both factors train. Averaging A and B apart is not averaging their product, so under aggregation FFA-LoRA is the
+default.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> P
         layers_pattern="layer",
     )
     try:
-        adapted = get_peft_model(model, config)  # type: ignore[arg-type]  # any transformers model
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ConsiliumError(errors.ADAPTER_INVALID, f"targets {', '.join(spec.targets)} in this backbone") from error
     if not isinstance(adapted, PeftModel):
@@ -47,7 +48,7 @@ def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> P
 
 
 def _draw(parameter: nn.Parameter, stream: str, name: str) -> None:
-    """Fill A, (rank, inputs), with normals of deviation 1/sqrt(inputs), so that A keeps the size of what it projects."""
+    """Fill A, (rank, inputs), with normals of deviation 1/sqrt(inputs): A keeps the size of what it projects."""
     if parameter.dim() != 2:
         raise ConsiliumError(errors.ADAPTER_INVALID, f"{name} is not linear")
     values = public_gaussian(stream, f"lora/{name}", parameter.numel()) / math.sqrt(parameter.shape[1])

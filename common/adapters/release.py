@@ -1,7 +1,7 @@
 """An adapter on disk: PEFT's folder for the encoder, safetensors for the head, JSON for the task.
 
-The encoder's part loads with ``PeftModel.from_pretrained`` over the plain backbone; with the head it gives the same logits
-as the model that was trained. No machine's path is written.
+The encoder's part loads with ``PeftModel.from_pretrained`` over the plain backbone; with the head it gives the same
+logits as the model that was trained. No machine's path is written.
 """
 
 from __future__ import annotations

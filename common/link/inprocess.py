@@ -1,7 +1,7 @@
 """A Flower grid whose nodes live in this process: the same apps as in deployment, no sockets and no Ray.
 
-Every message is deep-copied on its way, so that neither side can hold the other's memory, and gets the identifier that a
-SuperLink would give it. Each node has its own Flower context.
+Every message is deep-copied on its way, so that neither side can hold the other's memory, and gets the identifier
+that a SuperLink would give it. Each node has its own Flower context.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 
-from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -95,20 +95,7 @@ class InProcessGrid(Grid):
 
 
 def _named_copy(message: Message, name: str) -> Message:
-    metadata = message.metadata
-    return Message(
-        content=copy.deepcopy(message.content),
-        metadata=Metadata(
-            run_id=metadata.run_id,
-            message_id=name,
-            src_node_id=metadata.src_node_id,
-            dst_node_id=metadata.dst_node_id,
-            reply_to_message_id="",
-            group_id=metadata.group_id,
-            created_at=metadata.created_at,
-            ttl=metadata.ttl,
-            message_type=metadata.message_type,
-            src_task_id=metadata.src_task_id,
-            dst_task_id=metadata.dst_task_id,
-        ),
-    )
+    copied = copy.deepcopy(message)
+    # A SuperLink sets the identifier when a message is pushed; flwr 1.41 has no public setter for it.
+    copied.metadata.__dict__["_message_id"] = name
+    return copied

@@ -6,8 +6,8 @@ Parts travel as uint8 arrays, because Flower sends arrays in chunks and configur
 from __future__ import annotations
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from common import errors
 from common.errors import ConsiliumError
@@ -38,7 +38,11 @@ def from_records(content: RecordDict) -> Sealed:
         if not isinstance(envelope, ConfigRecord) or not isinstance(arrays, ArrayRecord):
             raise ConsiliumError(errors.MESSAGE_MALFORMED, "unexpected kinds of records")
         header, signature = envelope["header"], envelope["signature"]
-        if set(envelope) != {"header", "signature"} or not isinstance(header, bytes) or not isinstance(signature, bytes):
+        if (
+            set(envelope) != {"header", "signature"}
+            or not isinstance(header, bytes)
+            or not isinstance(signature, bytes)
+        ):
             raise ConsiliumError(errors.MESSAGE_MALFORMED, "unexpected fields")
         return Sealed(header, Signature(signature), {name: _bytes_of(array) for name, array in arrays.items()})
     except (KeyError, ValueError, TypeError) as error:

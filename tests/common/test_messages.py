@@ -97,7 +97,7 @@ def test_what_cannot_be_said_is_not_sealed() -> None:
         replace(ENVELOPE, instance=-1),
         replace(ENVELOPE, sender="../etc"),
         replace(ENVELOPE, parts={"UPPER": b""}),
-        replace(ENVELOPE, parts={name: b"" for name in "abcde"}),
+        replace(ENVELOPE, parts=dict.fromkeys("abcde", b"")),
     ):
         with pytest.raises(ConsiliumError) as caught:
             seal(bad, SITE)

@@ -36,7 +36,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
     return made
 
 
-def adapted(backbone: Backbone, family: str = "bert", **spec: object) -> AdaptedModel:
+def adapted(backbone: Backbone, family: str = "bert", /, **spec: object) -> AdaptedModel:
     fields = {"rank": 2, "alpha": 4.0, "targets": TARGETS[family], "last_layers": 1, **spec}
     task = task_for(TextClassification(labels=("no", "yes", "maybe"), max_tokens=16), backbone.tokenizer)
     return attach(backbone, AdapterSpec(**fields), task, STREAM)  # type: ignore[arg-type]
@@ -67,9 +67,7 @@ def test_the_prefix_and_the_suffix_add_up_to_the_model(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_layers_run_as_transformers_runs_them(
-    checkpoints: dict[str, tuple[Path, Backbone]], family: str
-) -> None:
+def test_the_layers_run_as_transformers_runs_them(checkpoints: dict[str, tuple[Path, Backbone]], family: str) -> None:
     backbone = checkpoints[family][1]
     model = adapted(backbone, family, method="head-only")
     ids, mask = inputs(model)
@@ -79,9 +77,7 @@ def test_the_layers_run_as_transformers_runs_them(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_vector_goes_in_and_comes_out_bit_for_bit(
-    checkpoints: dict[str, tuple[Path, Backbone]], method: str
-) -> None:
+def test_a_vector_goes_in_and_comes_out_bit_for_bit(checkpoints: dict[str, tuple[Path, Backbone]], method: str) -> None:
     model = adapted(checkpoints["bert"][1], method=method)
     vector = scattered(model)
     model.write_vector(vector)
@@ -182,7 +178,9 @@ def test_a_release_loads_and_gives_the_same_logits(
         again = load_release(tmp_path, backbone)
         assert torch.equal(again(ids, mask), expected)
         if method != "head-only":
-            plain = AutoModel.from_pretrained(folder, **({} if family == "distilbert" else {"add_pooling_layer": False}))
+            plain = AutoModel.from_pretrained(
+                folder, **({} if family == "distilbert" else {"add_pooling_layer": False})
+            )
             hidden = PeftModel.from_pretrained(plain, str(tmp_path)).eval()(input_ids=ids, attention_mask=mask)
             by_hand = again.head(again.task.features(hidden.last_hidden_state, mask))
             assert torch.allclose(by_hand, expected, atol=1e-5)
