@@ -103,7 +103,7 @@ def clip_by_unit(gradients: Tensor, units: Tensor, clip_norm: float) -> Tensor:
     finite = torch.isfinite(norms)
     if not bool(finite.all()):
         rows, norms = rows[finite], norms[finite]
-    return (clip_norm / norms.clamp(min=clip_norm)) @ rows
+    return torch.mv(rows.T, clip_norm / norms.clamp(min=clip_norm))
 
 
 def privacy_units(features: Features, plan: PrivacyPlan) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ composition, trust, randomness, data-dependent outputs and residual leaks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from common.identity import SiteId
@@ -24,10 +25,8 @@ _STATEMENT = """\
 Study {digest}
 {warning}
 **In one sentence.** Whatever anyone outside a site computes from what that site sends in this study, the odds
-of it change
-by at most a factor of e^{epsilon:.3g}, apart from a probability of {delta:g}, when one {unit} is added to or
-removed from
-the site's data.
+of it change by at most a factor of e^{epsilon:.3g}, apart from a probability of {delta:g}, when one {unit} is
+added to or removed from the site's data.
 
 ## What is guaranteed
 | | |
@@ -52,11 +51,11 @@ the L2 sensitivity, not subsampled |
 
 ## Who learns what
 - **The operator and the other sites** see one sum over sites for each round, under secure aggregation. The
-guarantee above
-  does not lean on it: it holds for each site's own update, even if the operator had seen that update alone.
+  guarantee above does not lean on it: it holds for each site's own update, even if the operator had seen that
+  update alone.
 - **Everyone with the released adapter** sees a function of those sums.
 - **The site itself** sees its own data, as before. Figures that it computes on them for itself are not
-released.
+  released.
 
 ## Outputs that depend on data
 | output | protection |
@@ -70,15 +69,14 @@ released.
 this guarantee |
 
 ## Randomness
-{randomness} Gaussians by Box-Muller in float64, with tails to 9.49 standard deviations; the evaluation's noise
-is exact in
-integers [Canonne, Kamath and Steinke 2020]. Training noise is added in floating point, whose rounding is not
-covered by the
-proof [Mironov 2012]: sums are formed in float64 and then rounded to float32 and to the grid of the secure sum.
+{randomness} Gaussians by Box-Muller in float64, with tails to 9.49 standard deviations; the evaluation's
+noise is exact in integers [Canonne, Kamath and Steinke 2020]. Training noise is added in floating point,
+whose rounding is not covered by the proof [Mironov 2012]: sums are formed in float64 and then rounded to
+float32 and to the grid of the secure sum.
 
 ## What is not promised
 - A patient known to k sites of the study is in k guarantees, which compose: epsilon and delta are at most k
-times the above.
+  times the above.
 - Other studies on the same patients add to this one: across studies epsilons and deltas add.
 - What {unit}s have in common can be learned; that is what the study is for.
 - Whether a site takes part, when it answers, and how long it takes can be seen, and time can depend on data.
@@ -139,7 +137,7 @@ def expected_half_width(study: Study, tested_share: float = 0.1) -> float:
     """
     deviation = study.evaluation.noise_multiplier * EVALUATION_SENSITIVITY / EVALUATION_SCALE
     tested = tested_share * sum(member.band for member in study.roster)
-    return min(1.0, 1.96 * (1.25 * len(study.roster)) ** 0.5 * deviation / tested)
+    return min(1.0, 1.96 * math.sqrt(1.25 * len(study.roster)) * deviation / tested)
 
 
 def _records(plan: PrivacyPlan) -> str:
