@@ -56,7 +56,8 @@ class Authored:
 def band(units: int) -> int:
     """Return the public band of a site: its number of units rounded to 1, 1.5, 2, 3, 5, 7 times a power of ten."""
     power = math.pow(10.0, math.floor(math.log10(max(units, 1))))
-    return max(1, round(min((step * power for step in _BAND_STEPS), key=lambda size: abs(size - units))))
+    nearest: float = min((step * power for step in _BAND_STEPS), key=lambda size: abs(size - units))
+    return max(1, round(nearest))
 
 
 def privacy_of(scenario: Scenario) -> Privacy:

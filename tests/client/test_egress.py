@@ -1,0 +1,77 @@
+"""Nothing leaves that the study does not allow, and what leaves is written down first."""
+
+from __future__ import annotations
+
+import pytest
+
+from client.egress import Egress, EgressEntry
+from common.errors import ConsiliumError
+from common.identity import SiteId
+from common.messages import OPERATOR, Envelope, Stage, unseal
+from tests.studies import signed_study
+
+SIGNED = signed_study()
+SITE = SiteId("site-000")
+
+
+def door() -> tuple[Egress, list[EgressEntry]]:
+    entries: list[EgressEntry] = []
+    return Egress(SIGNED.study, SITE, SIGNED.sites[SITE], dimension=100, cells=2, write=entries.append), entries
+
+
+def request(stage: Stage) -> Envelope:
+    return Envelope(SIGNED.study.digest, stage, 3, 1, OPERATOR, SITE, {})
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.IDENTIFY])
+def test_a_reply_is_signed_bound_to_its_request_and_written_down(stage: Stage) -> None:
+    egress, entries = door()
+    sealed = egress.release(request(stage), {"secagg": b"x" * 100})
+    reply = unseal(
+        sealed,
+        SIGNED.sites[SITE].public_key,
+        study=SIGNED.study.digest,
+        stage=stage,
+        sender=SITE,
+        recipient=OPERATOR,
+    )
+    assert (reply.instance, reply.attempt) == (3, 1)
+    (entry,) = entries
+    assert (entry.number, entry.stage, entry.part_bytes, entry.total_bytes) == (1, stage, {"secagg": 100}, sealed.size)
+    assert entry.guarantee
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"secagg": b"", "loss": b"0.3"},
+        {"loss": b"0.3"},
+        {"secagg": bytes(100_000)},
+    ],
+)
+@pytest.mark.parametrize("stage", [Stage.KEYS, Stage.FIT, Stage.UNMASK, Stage.COUNTS])
+def test_a_part_that_is_not_listed_or_too_large_stays_inside(stage: Stage, parts: dict[str, bytes]) -> None:
+    egress, entries = door()
+    with pytest.raises(ConsiliumError) as caught:
+        egress.release(request(stage), parts)
+    assert caught.value.code == "CSL-601"
+    assert entries == []
+
+
+def test_an_update_is_too_large_for_any_stage_but_its_own() -> None:
+    egress, _ = door()
+    update = bytes(1024 * 8 + 200)
+    egress.release(request(Stage.FIT), {"secagg": update})
+    for stage in (Stage.KEYS, Stage.VIEW, Stage.UNMASK, Stage.COUNTS):
+        with pytest.raises(ConsiliumError):
+            egress.release(request(stage), {"secagg": update})
+
+
+def test_nothing_leaves_when_it_cannot_be_written_down() -> None:
+    def full(_: EgressEntry) -> None:
+        raise OSError("disk full")
+
+    egress = Egress(SIGNED.study, SITE, SIGNED.sites[SITE], dimension=100, cells=2, write=full)
+    with pytest.raises(OSError, match="disk full"):
+        egress.release(request(Stage.KEYS), {"secagg": b"x"})
