@@ -112,36 +112,40 @@ def _note(
 ) -> str:
     system = list(COMPLAINTS)[_drawn([AFFINITY[name][category] for name in COMPLAINTS], rng)]
     complaint = str(rng.choice(COMPLAINTS[system]))
-    finding = _finding(hospital, index, category, vagueness, rng)
+    findings = _findings(hospital, index, category, vagueness, rng)
     remarks = [person.remark] if rng.random() < 0.5 else []
-    if rng.random() < 0.5:
-        remarks.append(str(rng.choice(CONTEXT)))
-    return _written(hospital.style, person, complaint, finding, remarks, rng)
+    return _written(hospital.style, person, complaint, findings, remarks, rng)
 
 
-def _finding(hospital: Hospital, index: int, category: int, vagueness: float, rng: np.random.Generator) -> str:
+def _findings(hospital: Hospital, index: int, category: int, vagueness: float, rng: np.random.Generator) -> list[str]:
+    """Return one vague finding, or one or two telling ones."""
     if rng.random() < vagueness:
         between = min(max(category - int(rng.integers(2)), 0), len(VAGUE) - 1)
-        return str(rng.choice(VAGUE[between]))
+        return [str(rng.choice(VAGUE[between]))]
     signs = SIGNS[CATEGORIES[category]]
     if rng.random() < hospital.vocabulary:
         signs = signs[index % 3 :: 3]
-    return str(rng.choice(signs))
+    return [str(sign) for sign in rng.choice(signs, size=int(rng.integers(1, 3)), replace=False)]
 
 
 def _written(
-    style: Style, person: _Person, complaint: str, finding: str, remarks: Sequence[str], rng: np.random.Generator
+    style: Style,
+    person: _Person,
+    complaint: str,
+    findings: Sequence[str],
+    remarks: Sequence[str],
+    rng: np.random.Generator,
 ) -> str:
     noun = {"female": "woman", "male": "man"}[person.sex] if person.age >= 18 else "child"
     if style == "checklist":
         notes = "; ".join(remarks) or "none"
-        return f"Age: {person.age}. Sex: {person.sex}. Complaint: {complaint}. Finding: {finding}. Notes: {notes}."
+        return f"Age: {person.age}. Sex: {person.sex}. Complaint: {complaint}. Finding: {', '.join(findings)}. Notes: {notes}."
     if style == "terse":
-        parts = [complaint, finding, *remarks]
+        parts = [complaint, *findings, *remarks]
         rng.shuffle(parts)
         return ", ".join([f"{person.age}{person.sex[0].upper()}", *parts])
     opening = str(rng.choice(("presents with", "complains of", "comes in with", "reports")))
-    sentences = [f"{person.age}-year-old {noun} {opening} {complaint}", finding, *remarks]
+    sentences = [f"{person.age}-year-old {noun} {opening} {complaint}", *findings, *remarks]
     text = ". ".join(sentence[0].upper() + sentence[1:] for sentence in sentences) + "."
     if style == "shorthand":
         for long, short in SHORTHAND:
