@@ -58,6 +58,10 @@ def read_records(sql: str, columns: Columns, split: str | None, data_dir: Path) 
             raise ConsiliumError(errors.DATA_COLUMN, f"{role} = {name!r}; the query returns {', '.join(rows)}")
         if any(value is None for value in rows[name]):
             raise ConsiliumError(errors.DATA_VALUE, f"{role}: a value of {name!r} is NULL")
+        kinds = {type(value) for value in rows[name]} - {str, int}
+        if kinds:
+            kind = sorted(kind.__name__ for kind in kinds)[0]
+            raise ConsiliumError(errors.DATA_VALUE, f"{role}: {name!r} is {kind}; read or cast it as VARCHAR")
         return tuple(str(value) for value in rows[name])
 
     def optional(role: str, name: str | None) -> tuple[str, ...] | None:
