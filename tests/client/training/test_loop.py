@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from client.training import loop
 from client.training.features import Features
@@ -61,8 +63,8 @@ def test_an_optimizer_on_other_parameters_is_noticed(
 ) -> None:
     """Opacus issue 820: training runs, epsilon is spent, and the weights never move."""
 
-    def stale(training: Training, parameters: list[object]) -> object:
-        return make_optimizer(training, [type(p)(p.detach().clone()) for p in parameters])  # type: ignore[attr-defined,call-arg]
+    def stale(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return make_optimizer(training, [nn.Parameter(parameter.detach().clone()) for parameter in parameters])
 
     monkeypatch.setattr(loop, "make_optimizer", stale)
     with pytest.raises(ConsiliumError, match=r"CSL-330.*did not move"):
@@ -119,7 +121,7 @@ def test_two_sites_never_draw_the_same_noise(model: AdaptedModel, encode: Encode
         train_privately(model, features, TWO_STEPS, TRAINING, SystemNoise(), start=start, round_index=0)
         for _ in range(2)
     ]
-    assert abs(np.corrcoef(*updates)[0, 1]) < 6 / np.sqrt(model.dimension)
+    assert abs(np.corrcoef(updates[0], updates[1])[0, 1]) < 6 / np.sqrt(model.dimension)
 
 
 def test_the_schedule_runs_over_the_whole_study(model: AdaptedModel) -> None:
@@ -154,8 +156,6 @@ def test_plain_gradients_are_the_private_ones_without_clip_and_noise(model: Adap
 
 
 def test_plain_training_lowers_the_loss(model: AdaptedModel, encode: Encode) -> None:
-    import torch
-
     features, start = Features(model, encode(12)), model.read_vector()
     everything = np.arange(12)
 
