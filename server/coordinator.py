@@ -162,7 +162,9 @@ class Coordinator:
         for attempt in range(_ATTEMPTS):
             self._attempt = attempt
             try:
-                session = self._session or self._open_epoch(grid)
+                session = self._session
+                if session is None or session.phase is not Phase.READY:
+                    session = self._open_epoch(grid)
                 with self.watch.timed("secagg"):
                     digest = input_digest(stages.input, *(parts[name] for name in ("vector", "round") if name in parts))
                     session.begin(stage=stages.input.value, input_digest=digest, encoding=encoding)

@@ -1,0 +1,403 @@
+"""The site's side: what one site does, refuses, remembers and forgets.
+
+Pure: bytes in, bytes out. Whatever the server says, a site masks once under one key, states one view of who survived,
+reveals for each peer one kind of share, and never goes back to an earlier instance. A request that was answered is answered
+with the same bytes; another request for the same step is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import Domain, Identity, SiteId, verify
+from common.secagg import shamir
+from common.secagg.channels import Channel, KeyPair
+from common.secagg.commitments import climb, commit, leaf, leaves_of, root_of, signed_prepare
+from common.secagg.context import acknowledged, context_of, session_of, view_of
+from common.secagg.encoding import Encoding, Entropy
+from common.secagg.masks import add_mask, mask_key
+from common.secagg.terms import Terms
+from common.secagg.transitions import State, Step, after
+from common.secagg.wire import (
+    DIGEST_BYTES,
+    NONCE_BYTES,
+    SHARE_BYTES,
+    SIGNATURE_BYTES,
+    Delivery,
+    Hello,
+    Kind,
+    Prepare,
+    Reader,
+    Writer,
+    read_deliveries,
+    read_signatures,
+    write_signatures,
+)
+from common.study import Study
+
+T = TypeVar("T")
+SEED, MASK = b"seed", b"mask"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Leave to mask one update: everything about the sum was checked.
+
+    instance  number of the sum
+    cohort    its sites, sorted
+    context   32 bytes that key every mask of this sum
+    """
+
+    instance: int
+    cohort: tuple[SiteId, ...]
+    context: bytes
+
+
+@dataclass(slots=True, repr=False)
+class _Instance:
+    """One instance's secrets: own keys, and what peers entrusted. Dropped as soon as the instance is over."""
+
+    number: int
+    seed: bytes
+    mask: KeyPair
+    own_shares: tuple[bytes, bytes] = (b"", b"")
+    root: bytes = b""
+    peer_keys: dict[int, bytes] = field(default_factory=dict)
+    peer_shares: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    roots: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, repr=False)
+class _Opened:
+    """The sum that is being taken: its ticket, how it is encoded, and the view that was signed, if any."""
+
+    ticket: Ticket
+    encoding: Encoding
+    cohort: tuple[int, ...]
+    view: bytes | None = None
+
+
+class SiteSession:
+    """One site in one study, over all its epochs.
+
+    verified  peers whose fingerprints this site compared out of band (RULES 3)
+    entropy   source of keys, seeds and rounding
+    clamped   coordinates clamped so far; stays on site
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        identity: Identity,
+        site: SiteId,
+        *,
+        verified: frozenset[SiteId],
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        self._terms, self._identity, self._site = terms, identity, site
+        self._index = terms.index(site)
+        self._verified, self._entropy = verified, entropy
+        self._state = State.IDLE
+        self._floor = 0
+        self._server_nonce = b""
+        self._nonce = b""
+        self._channel_key: KeyPair | None = None
+        self._session = b""
+        self._members: tuple[int, ...] = ()
+        self._channels: dict[int, Channel] = {}
+        self._current: _Instance | None = None
+        self._following: _Instance | None = None
+        self._opened: _Opened | None = None
+        self._answers: dict[bytes, bytes] = {}
+        self.clamped = 0
+
+    @classmethod
+    def for_study(
+        cls,
+        study: Study,
+        identity: Identity,
+        site: SiteId,
+        *,
+        verified: frozenset[SiteId],
+        entropy: Entropy = os.urandom,
+    ) -> SiteSession:
+        """Return a session under a study's own terms."""
+        return cls(Terms.from_study(study), identity, site, verified=verified, entropy=entropy)
+
+    def __repr__(self) -> str:
+        return f"SiteSession({self._site}, {self._state.value})"
+
+    def hello(self, request: bytes) -> bytes:
+        """Open an epoch: forget every secret of the one before, and offer a fresh channel key."""
+        return self._once(request, self._hello)
+
+    def prepare(self, request: bytes) -> bytes:
+        """Check every participant's hello and share the secrets of the epoch's first instance."""
+        return self._once(request, self._prepare)
+
+    def acknowledge(self, request: bytes) -> bytes:
+        """Check what every peer shared, and sign that all of it has arrived."""
+        return self._once(request, self._acknowledge)
+
+    def open_input(self, request: bytes, *, input_digest: bytes, stage: str, encoding: Encoding) -> Ticket:
+        """Check everything about a sum before anything is computed for it.
+
+        input_digest  32 bytes over what this site really received, computed by the site
+        Raises CSL-402 to CSL-406. A sum that was opened is never opened again (CSL-402).
+        """
+        state = after(self._state, Step.OPEN)
+        instance = _need(self._current)
+        with Reader(request, Kind.INPUT_REQUEST) as reader:
+            session, number = reader.fixed(DIGEST_BYTES), reader.number(8)
+            signatures = read_signatures(reader)
+        self._check_session(session)
+        if number != instance.number or number <= self._floor:
+            raise ConsiliumError(errors.SECAGG_REPLAY, f"instance {number}")
+        if tuple(sorted(signatures)) != self._members:
+            raise ConsiliumError(errors.SECAGG_INCONSISTENT, "not every participant acknowledged every other")
+        agreed = acknowledged(self._session, number, instance.roots)
+        for index, signature in signatures.items():
+            self._verify(index, Domain.SECAGG_ACKNOWLEDGE, agreed, signature)
+        cohort = tuple(self._terms.roster[index] for index in self._members)
+        self._terms.check_cohort(cohort)
+        self._terms.check_survivors(cohort, cohort)
+        self._terms.check_own(self._site, self._verified, cohort, cohort)
+        context = context_of(self._terms, self._session, number, stage, input_digest, encoding, instance.peer_keys)
+        self._state, self._floor = state, number
+        self._opened = _Opened(Ticket(number, cohort, context), encoding, self._members)
+        return self._opened.ticket
+
+    def mask(self, ticket: Ticket, values: NDArray[np.generic]) -> bytes:
+        """Mask one site's values for one sum, once; raises CSL-405 for a ticket that is not the open one.
+
+        The reply also shares the secrets of the next instance.
+        """
+        opened, instance = self._opened, self._current
+        if opened is None or instance is None or ticket is not opened.ticket:
+            raise ConsiliumError(errors.SECAGG_REPLAY, "this sum is not open")
+        state = after(self._state, Step.MASK)
+        lanes, clamped = opened.encoding.encode(self._site, values, self._entropy)
+        # From here on the masks are spent, whatever happens.
+        self._state = state
+        self.clamped += clamped
+        add_mask(lanes, mask_key(instance.seed, SEED, ticket.context))
+        for index in opened.cohort:
+            if index != self._index:
+                secret = instance.mask.agree(instance.peer_keys[index])
+                add_mask(lanes, mask_key(secret, MASK, ticket.context), subtract=self._index > index)
+        self._following = self._draw(instance.number + 1)
+        writer = Writer(Kind.INPUT).blob(opened.encoding.pack(lanes))
+        self._sealed_prepare(self._following).write(writer)
+        return writer.done()
+
+    def view(self, request: bytes) -> bytes:
+        """Sign who survived: one view an instance, and none after the whole cohort was unmasked."""
+        return self._once(request, self._view)
+
+    def unmask(self, request: bytes) -> bytes:
+        """Reveal what opens the sum: for each survivor its seed's share, for each lost site its mask key's share."""
+        return self._once(request, self._unmask)
+
+    def _hello(self, request: bytes) -> bytes:
+        state = after(self._state, Step.HELLO)
+        with Reader(request, Kind.HELLO_REQUEST) as reader:
+            server_nonce = reader.fixed(NONCE_BYTES)
+        self._forget()
+        self._state, self._server_nonce = state, server_nonce
+        self._nonce = self._entropy(NONCE_BYTES)
+        self._channel_key = KeyPair(self._entropy(32))
+        hello = Hello(self._nonce, self._channel_key.public, self._floor, bytes(SIGNATURE_BYTES))
+        signed = hello.signed(self._terms.study, server_nonce, self._index)
+        writer = Writer(Kind.HELLO)
+        Hello(self._nonce, hello.key, self._floor, self._identity.sign(Domain.SECAGG_HELLO, signed)).write(writer)
+        return writer.done()
+
+    def _prepare(self, request: bytes) -> bytes:
+        state, own = after(self._state, Step.PREPARE), _need(self._channel_key)
+        with Reader(request, Kind.PREPARE_REQUEST) as reader:
+            members = reader.indices(len(self._terms.roster))
+            hellos = {index: Hello.read(reader) for index in members}
+        mine = hellos.get(self._index)
+        if mine is None or (mine.nonce, mine.key, mine.floor) != (self._nonce, own.public, self._floor):
+            raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site's own hello is not among them")
+        for index, hello in hellos.items():
+            signed = hello.signed(self._terms.study, self._server_nonce, index)
+            self._verify(index, Domain.SECAGG_HELLO, signed, hello.signature)
+        cohort = tuple(self._terms.roster[index] for index in members)
+        self._terms.check_cohort(cohort)
+        self._terms.check_own(self._site, self._verified, cohort, cohort)
+        self._session = session_of(self._terms, self._server_nonce, hellos)
+        self._members = members
+        self._channels = {
+            index: Channel(own, hello.key, self._session) for index, hello in hellos.items() if index != self._index
+        }
+        self._channel_key = None
+        self._current = self._draw(1 + max(hello.floor for hello in hellos.values()))
+        self._state = state
+        writer = Writer(Kind.PREPARE)
+        self._sealed_prepare(self._current).write(writer)
+        return writer.done()
+
+    def _acknowledge(self, request: bytes) -> bytes:
+        state = after(self._state, Step.ACKNOWLEDGE)
+        with Reader(request, Kind.ACKNOWLEDGE_REQUEST) as reader:
+            self._check_session(reader.fixed(DIGEST_BYTES))
+            deliveries = read_deliveries(reader)
+        signature = self._accept(_need(self._current), deliveries)
+        self._state = state
+        return Writer(Kind.ACKNOWLEDGE).fixed(signature).done()
+
+    def _view(self, request: bytes) -> bytes:
+        state, opened = after(self._state, Step.VIEW), _need(self._opened)
+        with Reader(request, Kind.VIEW_REQUEST) as reader:
+            self._check_instance(reader, opened)
+            survivors = reader.indices(len(self._terms.roster))
+        self._check_survivors(survivors, opened)
+        if survivors == opened.cohort:
+            raise ConsiliumError(errors.SECAGG_ILLEGAL, "nobody was lost: no view is needed")
+        opened.view = view_of(opened.ticket.context, survivors)
+        self._state = state
+        return Writer(Kind.VIEW).fixed(self._identity.sign(Domain.SECAGG_VIEW, opened.view)).done()
+
+    def _unmask(self, request: bytes) -> bytes:
+        opened, instance = _need(self._opened), _need(self._current)
+        with Reader(request, Kind.UNMASK_REQUEST) as reader:
+            self._check_instance(reader, opened)
+            survivors = reader.indices(len(self._terms.roster))
+            signatures = read_signatures(reader)
+            deliveries = read_deliveries(reader)
+        self._check_survivors(survivors, opened)
+        whole = survivors == opened.cohort
+        state = after(self._state, Step.UNMASK_ALL if whole else Step.UNMASK_VIEW)
+        if not whole:
+            self._check_view(survivors, signatures, opened)
+        alive = set(survivors)
+        shares = [instance.peer_shares[index][0 if index in alive else 1] for index in opened.cohort]
+        writer = Writer(Kind.UNMASK).fixed(b"".join(shares))
+        self._current, self._opened, self._state = None, None, state
+        self._begin_following(deliveries if whole else {}, writer)
+        return writer.done()
+
+    def _begin_following(self, deliveries: Mapping[int, Delivery], writer: Writer) -> None:
+        """Take up the next instance if every member's prepare has arrived; else a new epoch is needed (RULES 5)."""
+        following, self._following = self._following, None
+        signatures: list[tuple[int, bytes]] = []
+        if following is not None and deliveries:
+            signatures = [(self._index, self._accept(following, deliveries))]
+            self._current, self._state = following, after(self._state, Step.ACKNOWLEDGE)
+        write_signatures(writer, signatures)
+
+    def _draw(self, number: int) -> _Instance:
+        """Draw one instance's secrets."""
+        return _Instance(number, self._entropy(SHARE_BYTES), KeyPair(self._entropy(SHARE_BYTES)))
+
+    def _sealed_prepare(self, instance: _Instance) -> Prepare:
+        threshold = self._terms.threshold(len(self._members))
+        seeds = shamir.split(instance.seed, len(self._members), threshold, self._entropy)
+        masks = shamir.split(instance.mask.private_bytes(), len(self._members), threshold, self._entropy)
+        sealed, commitments = [], []
+        for place, holder in enumerate(self._members):
+            pair = (seeds[place], masks[place])
+            commitments.append((commit(pair[0], SEED, self._index, holder), commit(pair[1], MASK, self._index, holder)))
+            if holder == self._index:
+                instance.own_shares = pair
+                sealed.append(b"")
+            else:
+                bound = instance.mask.public + bytes([self._index, holder])
+                sealed.append(self._channels[holder].seal(instance.number, b"".join(pair), bound))
+        unsigned = Prepare(instance.number, instance.mask.public, tuple(sealed), tuple(commitments), b"")
+        instance.root = root_of(leaves_of(unsigned, self._members))
+        signed = signed_prepare(self._session, instance.number, self._index, unsigned.key, instance.root)
+        return Prepare(
+            instance.number,
+            unsigned.key,
+            unsigned.sealed,
+            unsigned.commitments,
+            self._identity.sign(Domain.SECAGG_PREPARE, signed),
+        )
+
+    def _accept(self, instance: _Instance, deliveries: Mapping[int, Delivery]) -> bytes:
+        """Check and keep what every member shared; returns the signed acknowledgement of all of it."""
+        if tuple(sorted({*deliveries, self._index})) != self._members or self._index in deliveries:
+            raise ConsiliumError(errors.SECAGG_INCONSISTENT, "not every member's prepare is here")
+        place = self._members.index(self._index)
+        keys = {self._index: instance.mask.public}
+        shares = {self._index: instance.own_shares}
+        roots = {self._index: (instance.mask.public, instance.root)}
+        for index, delivery in deliveries.items():
+            bound = delivery.key + bytes([index, self._index])
+            plain = self._channels[index].open(instance.number, delivery.sealed, bound)
+            pair = (plain[:SHARE_BYTES], plain[SHARE_BYTES:])
+            commitments = (commit(pair[0], SEED, index, self._index), commit(pair[1], MASK, index, self._index))
+            root = climb(leaf(self._index, delivery.sealed, commitments), place, delivery.path)
+            signed = signed_prepare(self._session, instance.number, index, delivery.key, root)
+            self._verify(index, Domain.SECAGG_PREPARE, signed, delivery.signature)
+            keys[index], shares[index], roots[index] = delivery.key, pair, (delivery.key, root)
+        if len(set(keys.values())) != len(keys):
+            raise ConsiliumError(errors.SECAGG_INCONSISTENT, "two sites gave one mask key")
+        instance.peer_keys, instance.peer_shares, instance.roots = keys, shares, roots
+        agreed = acknowledged(self._session, instance.number, roots)
+        return self._identity.sign(Domain.SECAGG_ACKNOWLEDGE, agreed)
+
+    def _check_view(self, survivors: tuple[int, ...], signatures: Mapping[int, bytes], opened: _Opened) -> None:
+        view = view_of(opened.ticket.context, survivors)
+        if view != opened.view:
+            raise ConsiliumError(errors.SECAGG_INCONSISTENT, "another view than the one this site signed")
+        if len(signatures) < self._terms.threshold(len(opened.cohort)) or not set(signatures) <= set(survivors):
+            raise ConsiliumError(errors.SECAGG_THRESHOLD, f"{len(signatures)} signatures of survivors on this view")
+        for index, signature in signatures.items():
+            self._verify(index, Domain.SECAGG_VIEW, view, signature)
+
+    def _check_survivors(self, survivors: tuple[int, ...], opened: _Opened) -> None:
+        names = [self._terms.roster[index] for index in survivors]
+        if self._site not in names:
+            raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site survived and is not listed")
+        self._terms.check_survivors(names, opened.ticket.cohort)
+        self._terms.check_own(self._site, self._verified, names, opened.ticket.cohort)
+
+    def _check_instance(self, reader: Reader, opened: _Opened) -> None:
+        self._check_session(reader.fixed(DIGEST_BYTES))
+        if reader.number(8) != opened.ticket.instance:
+            raise ConsiliumError(errors.SECAGG_REPLAY, "another instance")
+
+    def _check_session(self, session: bytes) -> None:
+        if session != self._session:
+            raise ConsiliumError(errors.SECAGG_REPLAY, "another epoch")
+
+    def _verify(self, index: int, domain: Domain, payload: bytes, signature: bytes) -> None:
+        if index >= len(self._terms.roster):
+            raise ConsiliumError(errors.SECAGG_MALFORMED, "a site index is out of range")
+        site = self._terms.roster[index]
+        try:
+            verify(self._terms.keys[site], domain, payload, signature)
+        except ConsiliumError as error:
+            raise ConsiliumError(errors.SECAGG_SIGNATURE, f"{site}, {domain.value}") from error
+
+    def _once(self, request: bytes, step: Callable[[bytes], bytes]) -> bytes:
+        """Answer a request, or answer it again with the very same bytes."""
+        name = hashlib.sha256(request).digest()
+        if name not in self._answers:
+            self._answers[name] = step(request)
+        return self._answers[name]
+
+    def _forget(self) -> None:
+        """Drop every secret and every answer of the epoch; what remains is the floor."""
+        self._session, self._members, self._channels = b"", (), {}
+        self._channel_key, self._current, self._following, self._opened = None, None, None, None
+        self._answers.clear()
+
+
+def _need(value: T | None) -> T:
+    """Return what the state table guarantees to be there."""
+    if value is None:
+        raise ConsiliumError(errors.SECAGG_ILLEGAL, "nothing is open")
+    return value

@@ -1,0 +1,106 @@
+"""What no message can change: who may take part, how many must, and how much one site may weigh.
+
+Everything here is computed from the signed Study by each site for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import PublicKey, SiteId
+from common.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The study's terms of aggregation.
+
+    study           32 bytes, the study's digest
+    roster          the sites in the order of their names; a site's place, counted from 0, is its index
+    keys            each site's identity key
+    bands           each site's public weight band
+    minimum_cohort  fewest survivors of a sum, whatever the thresholds allow
+    max_share       largest share of the weights that one survivor may have
+    """
+
+    study: bytes
+    roster: tuple[SiteId, ...]
+    keys: Mapping[SiteId, PublicKey]
+    bands: Mapping[SiteId, int]
+    minimum_cohort: int
+    max_share: float
+
+    @classmethod
+    def from_study(cls, study: Study) -> Terms:
+        """Read the terms from a study."""
+        return cls(
+            study=bytes.fromhex(study.digest),
+            roster=tuple(member.site_id for member in study.roster),
+            keys={member.site_id: member.public_key for member in study.roster},
+            bands={member.site_id: member.band for member in study.roster},
+            minimum_cohort=study.aggregation.minimum_cohort,
+            max_share=study.aggregation.max_share,
+        )
+
+    @property
+    def tolerated(self) -> int:
+        """Colluding sites that the study tolerates: a third of the roster, whatever the cohort (RULES 2)."""
+        return len(self.roster) // 3
+
+    def index(self, site: SiteId) -> int:
+        """Return a site's index; raises CSL-122 for a stranger."""
+        try:
+            return self.roster.index(site)
+        except ValueError as error:
+            raise ConsiliumError(errors.IDENTITY_UNKNOWN, site) from error
+
+    def threshold(self, cohort: int) -> int:
+        """Return the shares that open a secret, and the signatures that make a view, for a cohort of that size.
+
+        t = max(floor(2n/3), floor((n + f)/2)) + 1. Two sets of t sites share more than f sites, so some honest site is
+        in both; it reveals one kind of share only, and nobody ever holds t shares of both secrets of one site.
+        """
+        return max(2 * cohort // 3, (cohort + self.tolerated) // 2) + 1
+
+    def survivors_needed(self, cohort: int) -> int:
+        """Return the fewest survivors whose sum is opened: the threshold, two honest sites, the study's minimum."""
+        return max(self.threshold(cohort), self.tolerated + 2, self.minimum_cohort)
+
+    def check_cohort(self, cohort: Collection[SiteId]) -> None:
+        """Raise CSL-404 for a cohort from which no sum could be opened even if nobody is lost."""
+        if len(cohort) < self.survivors_needed(len(cohort)):
+            raise ConsiliumError(
+                errors.SECAGG_THRESHOLD, f"a cohort of {len(cohort)} needs {self.survivors_needed(len(cohort))}"
+            )
+
+    def check_survivors(self, survivors: Collection[SiteId], cohort: Collection[SiteId]) -> None:
+        """Raise CSL-404 where a sum over these survivors would say too much of one of them (RULES 2, 4)."""
+        if not set(survivors) <= set(cohort):
+            raise ConsiliumError(errors.SECAGG_INCONSISTENT, "a survivor is not in the cohort")
+        if len(survivors) < self.survivors_needed(len(cohort)):
+            raise ConsiliumError(
+                errors.SECAGG_THRESHOLD,
+                f"{len(survivors)} survivors of {len(cohort)}, {self.survivors_needed(len(cohort))} are needed",
+            )
+        weights = [self.bands[site] for site in survivors]
+        if max(weights) > self.max_share * sum(weights):
+            raise ConsiliumError(errors.SECAGG_THRESHOLD, "one survivor would be too large a part of the sum")
+
+    def check_own(
+        self, site: SiteId, verified: Collection[SiteId], survivors: Collection[SiteId], cohort: Collection[SiteId]
+    ) -> None:
+        """Raise CSL-404 where this site could not hide among these survivors, its unverified peers being colluders.
+
+        The site assumes as many colluders as the study tolerates, or as many as it did not verify if these are more
+        (RULES 3): t > (n' + f_site)/2, and two verified survivors besides itself beyond those who may collude.
+        """
+        unverified = sum(1 for peer in cohort if peer != site and peer not in verified)
+        colluders = max(self.tolerated, unverified)
+        if 2 * self.threshold(len(cohort)) <= len(cohort) + colluders:
+            raise ConsiliumError(errors.SECAGG_THRESHOLD, f"{unverified} peers here are not verified")
+        trusted = sum(1 for peer in survivors if peer != site and peer in verified)
+        if trusted - (colluders - unverified) < 2:
+            raise ConsiliumError(errors.SECAGG_THRESHOLD, "too few verified peers among the survivors")
