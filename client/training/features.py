@@ -2,7 +2,8 @@
 
 When adapters sit in the last layers only, the layers in front give every record the same hidden states in every step.
 They are computed once, kept in float16 without padding (768 bytes a token at width 384) and checked against direct
-computation. Each record's hidden states depend on that record alone, so nothing here changes a sensitivity.
+computation. Where the head alone trains, one pooled float32 row a record is all that is kept. What is kept of a record
+depends on that record alone, so nothing here changes a sensitivity.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ _OVERHEAD_TOKENS = 60
 class Batch:
     """Records padded to the longest of them.
 
-    inputs   (n, t, h) float32 hidden states where the prefix is cached, else (n, t) int64 token ids
-    mask     (n, t) int64, 1 where there is a token
+    inputs   (n, t, h) float32 hidden states where the prefix is cached, (n, h) pooled ones where the head alone trains,
+             else (n, t) int64 token ids
+    mask     (n, t) int64, 1 where there is a token; (n, 1) for pooled ones
     targets  (n,) int64
     """
 
@@ -57,6 +59,7 @@ class Features:
         self._task: Task = model.task
         self._tokens = encoded.tokens
         self._prefix_layers = model.prefix_layers
+        self._is_pooled = cache and model.prefix_layers == model.backbone.layers
         self.targets: NDArray[np.int64] = encoded.targets
         """(n,) int64."""
         self.units: NDArray[np.int64] = encoded.units
@@ -79,6 +82,7 @@ class Features:
         whole = cls.__new__(cls)
         first = parts[0]
         whole._task, whole._prefix_layers = first._task, first._prefix_layers
+        whole._is_pooled = first._is_pooled
         whole._tokens = tuple(row for part in parts for row in part._tokens)
         whole.targets = np.concatenate([part.targets for part in parts])
         whole.lengths = np.concatenate([part.lengths for part in parts])
@@ -110,9 +114,10 @@ class Features:
 
         What is computed for a row does not depend on its neighbours, so the division is free; see :func:`divide`.
         """
-        ordered = rows[np.argsort(self.lengths[rows], kind="stable")]
+        lengths = np.ones_like(self.lengths) if self._is_pooled and self._hidden is not None else self.lengths
+        ordered = rows[np.argsort(lengths[rows], kind="stable")]
         start = 0
-        for end in divide(self.lengths[ordered], size):
+        for end in divide(lengths[ordered], size):
             yield ordered[start:end]
             start = end
 
@@ -120,6 +125,9 @@ class Features:
         """Return rows padded to the longest of them, on the model's device."""
         if self._hidden is None:
             inputs, mask = self._task.pad([self._tokens[row] for row in rows])
+        elif self._is_pooled:
+            inputs = torch.stack([self._hidden[row] for row in rows])
+            mask = torch.ones(len(rows), 1, dtype=torch.int64)
         else:
             inputs = pad_sequence([self._hidden[row] for row in rows], batch_first=True).float()
             mask = (torch.arange(inputs.shape[1])[None, :] < torch.from_numpy(self.lengths[rows])[:, None]).long()
@@ -132,7 +140,7 @@ class Features:
             return _tensor(model(batch.inputs, batch.mask))
         if model.prefix_layers != self._prefix_layers:
             raise ConsiliumError(errors.PREFLIGHT_REFUSED, "the cached prefix belongs to another model")
-        return model.suffix(batch.inputs, batch.mask)
+        return _tensor(model.head(batch.inputs)) if self._is_pooled else model.suffix(batch.inputs, batch.mask)
 
     def losses(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Return (n,) float32, each record's own loss."""
@@ -144,10 +152,15 @@ class Features:
         device = device_of(model)
         for chosen in self.micro_batches(np.arange(len(self)), _PREFIX_BATCH):
             ids, mask = self._task.pad([self._tokens[row] for row in chosen])
-            hidden = model.prefix(ids.to(device), mask.to(device)).clamp(-_FLOAT16_MOST, _FLOAT16_MOST)
-            stored = hidden.to(device="cpu", dtype=torch.float16)
+            ids, mask = ids.to(device), mask.to(device)
+            hidden = model.prefix(ids, mask)
+            if self._is_pooled:
+                stored = self._task.features(hidden, mask).cpu()
+            else:
+                stored = hidden.clamp(-_FLOAT16_MOST, _FLOAT16_MOST).to(device="cpu", dtype=torch.float16)
             for place, row in enumerate(chosen):
-                rows[row] = stored[place, : self.lengths[row]].clone()
+                kept = stored[place] if self._is_pooled else stored[place, : self.lengths[row]]
+                rows[row] = kept.clone()
         return tuple(rows)
 
     def _spot_check(self, model: AdaptedModel) -> None:

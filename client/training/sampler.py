@@ -34,7 +34,7 @@ def cap_records(units: NDArray[np.int64], drawn: NDArray[np.int64], most: int, n
     The choice concerns one unit's own records, so it changes no other unit's contribution.
     """
     rows = np.flatnonzero(np.isin(units, drawn))
-    if len(rows) == len(drawn) or len(rows) == 0:
+    if len(rows) == 0:
         return rows
     order = np.lexsort((noise.uniform(len(rows)), units[rows]))
     owners = units[rows][order]

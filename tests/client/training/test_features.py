@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.training.features import Features, divide
+from client.training.gradients import PerExampleGradients
 from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.study import AdapterSpec
 from common.tasks import Encoded, Task
+from tests.client.conftest import shaken
 
 Encode = Callable[..., Encoded]
 
@@ -37,6 +39,21 @@ def test_cached_and_direct_losses_agree(model: AdaptedModel, encode: Encode) -> 
 def test_the_cache_takes_two_bytes_a_value_and_no_padding(model: AdaptedModel, encode: Encode) -> None:
     features = Features(model, encode(9))
     assert features.cache_bytes == 2 * 32 * features.lengths.sum()
+
+
+def test_a_head_alone_trains_on_one_row_a_record(backbone: Backbone, task: Task, encode: Encode) -> None:
+    model = shaken(attach(backbone, AdapterSpec(method="head-only"), task, "5a" * 32))
+    encoded = encode(7)
+    cached, direct = Features(model, encoded), Features(model, encoded, cache=False)
+    assert cached.cache_bytes == 7 * 32 * 4
+    rows = np.arange(7)
+    with torch.no_grad():
+        near = cached.logits(model, cached.batch(rows))
+        assert torch.allclose(near, direct.logits(model, direct.batch(rows)), atol=1e-4)
+    with PerExampleGradients(model, model.trainable()) as gradients:
+        one = gradients.rows(cached.losses(model, cached.batch(rows)))
+        two = gradients.rows(direct.losses(model, direct.batch(rows)))
+    assert torch.allclose(one, two, atol=1e-4)
 
 
 def test_a_model_without_a_frozen_prefix_is_not_cached(backbone: Backbone, task: Task, encode: Encode) -> None:

@@ -49,7 +49,7 @@ class Chosen(SeededNoise):
 
     def uniform(self, size: int) -> NDArray[np.float64]:
         coins = np.zeros(size) if self._drawn is None else np.full(size, 0.999)
-        coins[list(self._drawn or ())] = 0.0
+        coins[[unit for unit in self._drawn or () if unit < size]] = 0.0
         return coins
 
     def gaussian(self, size: int) -> NDArray[np.float64]:
@@ -182,6 +182,11 @@ def test_a_patient_brings_no_more_records_than_the_study_allows() -> None:
     assert set(units[rows[1:]]) == {1}
     chosen = {tuple(cap_records(units, np.array([1]), 2, SeededNoise(s, "cap"))) for s in range(40)}
     assert len(chosen) > 5
+
+
+def test_the_cap_holds_also_where_unit_numbers_have_gaps() -> None:
+    units = np.array([0, 2, 2])
+    assert len(cap_records(units, np.array([0, 1, 2]), 1, SeededNoise(3, "gap"))) == 2
 
 
 def test_noise_is_added_once_to_the_sum_at_the_plans_deviation(model: AdaptedModel, encode: Encode) -> None:
