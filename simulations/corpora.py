@@ -139,7 +139,8 @@ def _written(
     noun = {"female": "woman", "male": "man"}[person.sex] if person.age >= 18 else "child"
     if style == "checklist":
         notes = "; ".join(remarks) or "none"
-        return f"Age: {person.age}. Sex: {person.sex}. Complaint: {complaint}. Finding: {', '.join(findings)}. Notes: {notes}."
+        found = ", ".join(findings)
+        return f"Age: {person.age}. Sex: {person.sex}. Complaint: {complaint}. Finding: {found}. Notes: {notes}."
     if style == "terse":
         parts = [complaint, *findings, *remarks]
         rng.shuffle(parts)
