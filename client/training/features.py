@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from client.training.precision import Precision, computing_in
 from common import errors
 from common.adapters import AdaptedModel
 from common.errors import ConsiliumError
@@ -48,14 +49,23 @@ class Batch:
 class Features:
     """Encoded records of one site and one split.
 
-    model    whose prefix is cached; any model over the same backbone with the same prefix may be given later
-    encoded  the records
-    cache    False recomputes every layer in every step; so does a model without a frozen prefix
+    model      whose prefix is cached; any model over the same backbone with the same prefix may be given later
+    encoded    the records
+    cache      False recomputes every layer in every step; so does a model without a frozen prefix
+    precision  of :meth:`losses`, that is of training; predictions and the prefix are always in full precision
 
     Raises CSL-330 if the cached prefix and the rest of the model do not add up to the model.
     """
 
-    def __init__(self, model: AdaptedModel, encoded: Encoded, *, cache: bool = True) -> None:
+    def __init__(
+        self,
+        model: AdaptedModel,
+        encoded: Encoded,
+        *,
+        cache: bool = True,
+        precision: Precision = Precision.FULL,
+    ) -> None:
+        self._precision = precision
         self._task: Task = model.task
         self._tokens = encoded.tokens
         self._prefix_layers = model.prefix_layers
@@ -82,7 +92,7 @@ class Features:
         whole = cls.__new__(cls)
         first = parts[0]
         whole._task, whole._prefix_layers = first._task, first._prefix_layers
-        whole._is_pooled = first._is_pooled
+        whole._is_pooled, whole._precision = first._is_pooled, first._precision
         whole._tokens = tuple(row for part in parts for row in part._tokens)
         whole.targets = np.concatenate([part.targets for part in parts])
         whole.lengths = np.concatenate([part.lengths for part in parts])
@@ -144,7 +154,9 @@ class Features:
 
     def losses(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Return (n,) float32, each record's own loss."""
-        return self._task.loss(self.logits(model, batch), batch.targets)
+        with computing_in(self._precision, batch.inputs.device):
+            logits = self.logits(model, batch)
+        return self._task.loss(logits.float(), batch.targets)
 
     @torch.no_grad()
     def _compute_prefix(self, model: AdaptedModel) -> tuple[Tensor, ...]:

@@ -85,7 +85,7 @@ class PerExampleGradients:
                 raise ConsiliumError(
                     errors.PREFLIGHT_REFUSED, f"{name} has {len(rows)} gradient rows for {examples} examples"
                 )
-            parts.append(rows.detach().reshape(examples, -1))
+            parts.append(rows.detach().reshape(examples, -1).float())
             parameter.grad_sample = None  # type: ignore[attr-defined]
             parameter.grad = None
         return torch.cat(parts, dim=1)
