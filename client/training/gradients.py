@@ -45,7 +45,9 @@ class PerExampleGradients:
         ]
         try:
             self._hooks = GradSampleHooks(self._model, batch_first=True, loss_reduction="sum", strict=True)
-        except (NotImplementedError, ValueError) as error:
+        except Exception as error:
+            for handle in vars(self._model).pop("autograd_grad_sample_hooks", ()):
+                handle.remove()
             _clear(self._model)
             raise ConsiliumError(errors.PREFLIGHT_REFUSED, _first_line(error)) from error
         self._owners = [module for module in owners if not module.training]

@@ -133,11 +133,12 @@ def expected_half_width(study: Study, tested_share: float = 0.1) -> float:
 
     tested_share  part of each site's public band that is tested, in (0, 1]
 
-    Computed from public values before anyone signs: a figure that would drown says so here (RULES 9).
+    The noise of both cells counts in full, as at an accuracy of 1. Computed from public values before anyone signs: a
+    figure that would drown says so here (RULES 9).
     """
     deviation = study.evaluation.noise_multiplier * EVALUATION_SENSITIVITY / EVALUATION_SCALE
     tested = tested_share * sum(member.band for member in study.roster)
-    return min(1.0, 1.96 * math.sqrt(1.25 * len(study.roster)) * deviation / tested)
+    return min(1.0, 1.96 * math.sqrt(2.0 * len(study.roster)) * deviation / tested)
 
 
 def _records(plan: PrivacyPlan) -> str:

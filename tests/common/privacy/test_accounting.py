@@ -129,7 +129,7 @@ def test_the_slack_for_discrete_noise_bounds_an_exact_discrete_accounting() -> N
     steps=st.sampled_from([1, 20, 100]),
     releases=st.sampled_from([0, 1]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_calibrated_noise_never_overspends_and_is_the_least_on_its_grid(
     epsilon: float, rate: float, steps: int, releases: int
 ) -> None:
