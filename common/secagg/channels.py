@@ -1,6 +1,7 @@
 """Pairwise channels of one epoch: X25519 between keys that identities signed, HKDF-SHA256, AES-256-GCM.
 
-One key a direction. A channel seals one message an instance, so the instance is the nonce, and no nonce repeats under a key.
+One key a direction. A channel seals one message an instance, so the instance is the nonce, and no nonce repeats under
+a key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Commitments of one prepare: a Merkle root over the peers' leaves, which the site signs.
 
-A leaf holds the peer's ciphertext and a hash of each of its two shares. The peer checks its own leaf; the server checks a
-revealed share against the leaf, so that a bad share is caught and the pair it passed between is named. Shares are 32 bytes
-of high entropy: a plain hash hides them.
+A leaf holds the peer's ciphertext and a hash of each of its two shares. The peer checks its own leaf; the server
+checks a revealed share against the leaf, so that a bad share is caught and the pair it passed between is named.
+Shares are 32 bytes of high entropy: a plain hash hides them.
 """
 
 from __future__ import annotations

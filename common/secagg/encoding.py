@@ -1,8 +1,8 @@
 """From numbers to lanes and back: rotate, clamp, round, pack; and the proof that a sum cannot overflow.
 
-A vector is rotated by a public random rotation, so that no coordinate is much larger than another; clamped to the study's
-bound; multiplied by the site's public weight; and rounded to a grid, up or down at random, without bias. A sum of lanes
-modulo 2**bits is then the sum of the rounded numbers exactly, because
+A vector is rotated by a public random rotation, so that no coordinate is much larger than another; clamped to the
+study's bound; multiplied by the site's public weight; and rounded to a grid, up or down at random, without bias. A
+sum of lanes modulo 2**bits is then the sum of the rounded numbers exactly, because
 
     sum over the roster of (weight * clamp / step + 1)  <  2**(bits - 1),
 

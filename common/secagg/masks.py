@@ -1,7 +1,7 @@
 """Masks: AES-256-CTR keystreams added to and taken from vectors of unsigned lanes, modulo a power of two.
 
-A mask's key is HKDF-SHA256 of a secret under the sum's context, so that sites which saw different contexts (another model,
-cohort, round) hold masks that do not cancel.
+A mask's key is HKDF-SHA256 of a secret under the sum's context, so that sites which saw different contexts (another
+model, cohort, round) hold masks that do not cancel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
-Lanes: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.uint64]
+Lanes: TypeAlias = NDArray[np.unsignedinteger]
 """One unsigned number a coordinate, little-endian, wrapping around."""
 
 _CHUNK = 256 << 10

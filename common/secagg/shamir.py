@@ -1,7 +1,7 @@
 """Shamir's secret sharing over GF(256), byte by byte, vectorised over bytes and holders [Shamir 1979].
 
-The holder at place i (from 0) has the polynomial's value at x = i + 1. Table look-ups are not constant-time; an attacker
-who can time a hospital's cache is outside the threat model.
+The holder at place i (from 0) has the polynomial's value at x = i + 1. Table look-ups are not constant-time; an
+attacker who can time a hospital's cache is outside the threat model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The site's side: what one site does, refuses, remembers and forgets.
 
 Pure: bytes in, bytes out. Whatever the server says, a site masks once under one key, states one view of who survived,
-reveals for each peer one kind of share, and never goes back to an earlier instance. A request that was answered is answered
-with the same bytes; another request for the same step is refused.
+reveals for each peer one kind of share, and never goes back to an earlier instance. A request that was answered is
+answered with the same bytes; another request for the same step is refused.
 """
 
 from __future__ import annotations

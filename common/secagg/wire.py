@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from types import TracebackType
 
 from common import errors
@@ -112,7 +113,7 @@ class Reader:
     def indices(self, below: int) -> tuple[int, ...]:
         """Return strictly rising site indices below a bound."""
         values = tuple(self.fixed(self.number(1)))
-        if any(a >= b for a, b in zip(values, values[1:], strict=False)) or any(value >= below for value in values):
+        if any(a >= b for a, b in pairwise(values)) or any(value >= below for value in values):
             raise ConsiliumError(errors.SECAGG_MALFORMED, "site indices are out of order or out of range")
         return values
 
