@@ -128,6 +128,16 @@ class Training(Part):
             return 0.5 * (1.0 + math.cos(math.pi * progress))
         return 1.0
 
+    def site_rate(self, progress: float) -> float:
+        """Return the sites' learning rate; with FedAdam, whose step knows no scale, the schedule is the server's."""
+        return self.learning_rate * (1.0 if self.server_optimizer == "fedadam" else self.schedule_factor(progress))
+
+    def server_rate(self, progress: float) -> float:
+        """Return the server's learning rate; with FedAvg it is constant, and the schedule is the sites'."""
+        return self.server_learning_rate * (
+            self.schedule_factor(progress) if self.server_optimizer == "fedadam" else 1.0
+        )
+
 
 class Privacy(Part):
     """What each site guarantees to each unit for its whole participation, evaluation included."""

@@ -59,7 +59,7 @@ class FedAdam:
         self._second = self.beta2 * second + (1 - self.beta2) * mean_update**2
         corrected_first = self._first / (1 - self.beta1**self._steps)
         corrected_second = self._second / (1 - self.beta2**self._steps)
-        rate = self._training.server_learning_rate * self._training.schedule_factor(round_index / self._training.rounds)
+        rate = self._training.server_rate(round_index / self._training.rounds)
         return (vector + rate * corrected_first / (np.sqrt(corrected_second) + self.epsilon)).astype(np.float32)
 
 

@@ -140,5 +140,5 @@ def is_shown(round_index: int, rounds: int) -> bool:
 
 def rate_at(training: Training, round_index: int) -> float:
     """Return the learning rate in force in a round: the server's with FedAdam, else the sites' own."""
-    base = training.server_learning_rate if training.server_optimizer == "fedadam" else training.learning_rate
-    return base * training.schedule_factor(round_index / training.rounds)
+    progress = round_index / training.rounds
+    return training.server_rate(progress) if training.server_optimizer == "fedadam" else training.site_rate(progress)

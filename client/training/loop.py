@@ -71,7 +71,7 @@ def take_steps(
     for step in range(training.steps_per_round):
         progress = (round_index * training.steps_per_round + step) / (training.rounds * training.steps_per_round)
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * training.schedule_factor(progress)
+            group["lr"] = training.site_rate(progress)
         _write_gradient(model, gradient())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
