@@ -311,7 +311,7 @@ RIGHT: Mapping[str, Callable[[], Case]] = {
 WRONG: Mapping[str, tuple[Callable[[], Case], str]] = {
     "deberta with a shared key": (lambda: deberta(["query_proj", "key_proj", "value_proj"], share=True), "_proj"),
     "swin, windowed": (lambda: swin(["query", "value", "q_proj", "v_proj"]), "lora_"),
-    "resnet, batch norm in train mode": (lambda: resnet(training=True), "normalization"),
+    "resnet, batch norm in train mode": (lambda: resnet(training=True), "(BatchNorm2d) mixes"),
     "convnext, strided convolution": (lambda: convnext(["downsampling_layer.1"]), "downsampling_layer"),
     "wav2vec2 with layerdrop": (lambda: wav2vec2(layerdrop=0.1), "two runs"),
     "bert with dropout": (lambda: Case(lora(bert(hidden_dropout_prob=0.1), ["query"]), on_text, text()), "dropout"),

@@ -16,7 +16,7 @@ from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.study import AdapterSpec
 from common.tasks import Encoded, Task
-from tests.client.preflight.architectures import RIGHT, WRONG, Case, entropy
+from tests.client.preflight.architectures import RIGHT, WRONG, Case, Contrast, entropy
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -107,6 +107,31 @@ def test_a_parameter_that_cannot_move_is_refused() -> None:
         weight.copy_(weight.sign() * 4e8)
     with pytest.raises(ConsiliumError, match=r"2\.weight does not move"):
         examine(case.model, lambda m, x, goal: entropy(m(x) * 1e-9, goal), case.inputs)
+
+
+def test_a_fault_behind_a_factor_that_starts_at_zero_is_found() -> None:
+    """As LoRA starts, with B = 0, every gradient of A is zero, right or wrong."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 4), Contrast(), nn.Linear(4, 3))
+    nn.init.zeros_(model.get_parameter("2.weight"))
+    inputs = (torch.randn(5, 6), torch.tensor([0, 1, 2, 1, 2]))
+    with pytest.raises(ConsiliumError, match=r"0\.(weight|bias)"):
+        examine(model, lambda m, x, goal: entropy(m(x), goal), inputs)
+
+
+def test_a_neighbour_that_switches_mixing_on_is_found() -> None:
+    """The batch is right as it stands; only replacing an example shows what a neighbour can do."""
+
+    class Touchy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean(dim=0, keepdim=True) if len(x) > 1 and bool((x > 50).any()) else x
+
+    torch.manual_seed(6)
+    model = nn.Sequential(Touchy(), nn.Linear(6, 3))
+    x = torch.randn(5, 6)
+    x[4] = 60.0
+    with pytest.raises(ConsiliumError, match="replacing one example changes another's gradient"):
+        examine(model, lambda m, x, goal: entropy(m(x), goal), (x, torch.tensor([0, 1, 2, 1, 2])))
 
 
 def test_a_model_without_any_gradient_cannot_be_judged() -> None:

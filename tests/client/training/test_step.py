@@ -184,6 +184,17 @@ def test_a_patient_brings_no_more_records_than_the_study_allows() -> None:
     assert len(chosen) > 5
 
 
+def test_a_step_honours_the_cap(model: AdaptedModel, encode: Encode) -> None:
+    features = Features(model, encode(3, [0, 0, 0]))
+    plan = dataclasses.replace(PLAN, unit=Unit.PATIENT, clip_norm=1e6, max_records_per_unit=1)
+    with PerExampleGradients(model, model.trainable()) as gradients:
+        rows = gradients.rows(features.losses(model, features.batch(np.arange(3)))).double().numpy()
+    capped = gradient_of(model, features, plan, Chosen()) * plan.divisor
+    assert any(np.allclose(capped, row, rtol=1e-3, atol=1e-4) for row in rows)
+    whole = gradient_of(model, features, dataclasses.replace(plan, max_records_per_unit=3), Chosen()) * plan.divisor
+    assert np.allclose(whole, rows.sum(axis=0), rtol=1e-3, atol=1e-4)
+
+
 def test_the_cap_holds_also_where_unit_numbers_have_gaps() -> None:
     units = np.array([0, 2, 2])
     assert len(cap_records(units, np.array([0, 1, 2]), 1, SeededNoise(3, "gap"))) == 2
