@@ -67,6 +67,8 @@ def run(
         compared = _baselines(baselines, chosen)
         _check_device(device)
         _check_writable(out)
+        # Threads that wait by spinning slow each other down many times where cores are shared.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from simulations.run import run_scenario
 
         with RichProgress(Console(stderr=True)) as progress:

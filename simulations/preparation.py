@@ -12,6 +12,7 @@ import torch
 
 from client.data import Examples, SiteData
 from client.training.features import Features
+from client.training.precision import Precision
 from common import backbone as backbones
 from common import errors
 from common.adapters import AdaptedModel, Vector, attach
@@ -51,10 +52,19 @@ class Prepared:
         return {site.site: max(1, len(np.unique(site.train.units))) for site in self.sites}
 
 
-def prepare(scenario: Scenario, data_dir: Path | None, device: str, progress: Progress, watch: Stopwatch) -> Prepared:
+def prepare(
+    scenario: Scenario,
+    data_dir: Path | None,
+    device: str,
+    progress: Progress,
+    watch: Stopwatch,
+    *,
+    precision: Precision = Precision.FULL,
+) -> Prepared:
     """Load data and backbone, attach the adapter, compute the frozen prefix once.
 
-    device   as :func:`resolve_device` returns it
+    device     as :func:`resolve_device` returns it
+    precision  of the training passes; evaluation is always in full precision
 
     Raises what is wrong with the data (CSL-5xx), the backbone or the adapter (CSL-3xx).
     """
@@ -67,12 +77,13 @@ def prepare(scenario: Scenario, data_dir: Path | None, device: str, progress: Pr
     start = model.read_vector()
     progress.phase("frozen prefix", 3 * len(sites))
 
-    def features(of: Callable[[SiteData], Examples]) -> dict[SiteId, Features]:
+    def features(of: Callable[[SiteData], Examples], kept: Precision = Precision.FULL) -> dict[SiteId, Features]:
         made = {}
         for site in sites:
             examples = of(site)
             with watch.timed("features"):
-                made[site.site] = Features(model, task.encode(examples.texts, examples.labels, examples.units))
+                encoded = task.encode(examples.texts, examples.labels, examples.units)
+                made[site.site] = Features(model, encoded, precision=kept)
             progress.advance()
         return made
 
@@ -83,7 +94,7 @@ def prepare(scenario: Scenario, data_dir: Path | None, device: str, progress: Pr
         model=model,
         start=start,
         stream=stream,
-        training=features(lambda site: site.train),
+        training=features(lambda site: site.train, precision),
         validation=features(lambda site: site.validation),
         testing=features(lambda site: site.test),
     )

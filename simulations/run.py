@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from client.preflight import check
+from client.training.precision import Precision, fastest_precision
 from common import errors
 from common.errors import ConsiliumError
 from common.stopwatch import Stopwatch
@@ -56,7 +57,9 @@ def run_scenario(
     with watch.timed("total"):
         privacy = privacy_of(scenario)
         with watch.timed("setup"):
-            prepared = prepare(scenario, data_dir, resolve_device(device), progress, watch)
+            # A run that must repeat keeps to one arithmetic; any other takes the fastest that this machine has.
+            precision = fastest_precision() if noise_seed is None else Precision.FULL
+            prepared = prepare(scenario, data_dir, resolve_device(device), progress, watch, precision=precision)
             progress.note(check(prepared.model, prepared.task).summary())
         comparison = Comparison(scenario, prepared, privacy, progress, noise_of(entropy, "arms"))
         arms = [arm.value for arm in Baseline if arm in baselines and arm is not Baseline.MAJORITY]
