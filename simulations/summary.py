@@ -107,7 +107,7 @@ def _released(study: Study, federation: Federation) -> m.Released | None:
     counts = federation.coordinator.outcome.counts
     if counts is None:
         return None
-    value, low, high = released_accuracy(counts.values, len(counts.survivors), study)
+    value, low, high = released_accuracy(counts.values.astype(np.int64), len(counts.survivors), study)
     return m.Released(accuracy=value, low=low, high=high, note="discrete Gaussian noise at each site; 95 % interval")
 
 

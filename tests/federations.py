@@ -108,4 +108,7 @@ def mean_update(made: Federation, survivors: tuple[SiteId, ...]) -> NDArray[np.f
     """Return the band-weighted mean of the survivors' updates."""
     bands = {member.site_id: member.band for member in made.signed.study.roster}
     total = sum(bands[site] for site in survivors)
-    return np.sum([bands[site] / total * made.workloads[site].update.astype(np.float64) for site in survivors], axis=0)
+    mean = np.zeros(next(iter(made.workloads.values())).dimension)
+    for site in survivors:
+        mean += bands[site] / total * made.workloads[site].update
+    return mean
