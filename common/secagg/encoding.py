@@ -68,7 +68,7 @@ class Encoding:
     @classmethod
     def counts(cls, study: Study, *, cells: int, maximum: int) -> Encoding:
         """Return the encoding of signed counts within ``maximum`` either side of zero; raises CSL-409."""
-        if cells < 1 or len(study.roster) * maximum >= 1 << (_COUNT_BITS - 1):
+        if cells < 1 or len(study.roster) * float(maximum) >= 1 << (_COUNT_BITS - 1):
             raise ConsiliumError(errors.SECAGG_OVERFLOW, "counts of this size do not fit")
         weights = tuple((member.site_id, 1.0) for member in study.roster)
         return cls("counts", cells, _COUNT_BITS, float(maximum), 1.0, weights, study.stream)
@@ -95,13 +95,16 @@ class Encoding:
             if values.size and max(int(values.max()), -int(values.min())) > self.bound:
                 raise ConsiliumError(errors.SECAGG_VALUE, "a count is out of range")
             return values.astype(np.int64).view(np.uint64).copy(), 0
-        numbers = values.astype(np.float32)
-        if not np.isfinite(numbers).all():
+        # Beyond 16 bits float32 is coarser than the grid: its rounding would eat the proof's slack; a sum could wrap.
+        precision: type[np.float32] | type[np.float64] = np.float32 if self.bits <= 16 else np.float64
+        with np.errstate(over="ignore", invalid="ignore"):
+            rotated = rotate(values.astype(precision), self.stream)
+        # Every coordinate enters others, so that this finds what was not finite before and what overflowed since.
+        if not np.isfinite(rotated).all():
             raise ConsiliumError(errors.SECAGG_VALUE, "a value is not finite")
-        rotated = rotate(numbers, self.stream)
         clamped = int(np.count_nonzero(np.abs(rotated) > self.bound))
         np.clip(rotated, -self.bound, self.bound, out=rotated)
-        scaled = rotated * np.float32(dict(self.weights)[site] / self.step)
+        scaled = rotated * precision(dict(self.weights)[site] / self.step)
         scaled += uniform(self.dimension, entropy)
         return np.floor(scaled).astype(np.int64).astype(self._lane), clamped
 
@@ -141,13 +144,13 @@ class Encoding:
         if self.bits == 8:
             return np.frombuffer(raw, dtype=np.uint8).astype(self._lane)
         bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=self.dimension * self.bits, bitorder="little")
-        wide = np.zeros((self.dimension, np.dtype(self._lane).itemsize * 8), dtype=np.uint8)
+        wide = np.zeros((self.dimension, self._lane.itemsize * 8), dtype=np.uint8)
         wide[:, : self.bits] = bits.reshape(self.dimension, self.bits)
         return np.packbits(wide, axis=1, bitorder="little").view(self._lane).reshape(self.dimension)
 
     @property
-    def _lane(self) -> type[np.uint16] | type[np.uint32] | type[np.uint64]:
-        return np.uint16 if self.bits <= 16 else np.uint32 if self.bits <= 32 else np.uint64
+    def _lane(self) -> np.dtype[np.unsignedinteger]:
+        return np.dtype(np.uint16 if self.bits <= 16 else np.uint32 if self.bits <= 32 else np.uint64)
 
     def _signed(self, lanes: Lanes) -> NDArray[np.int64]:
         """Read lanes modulo 2**bits as signed numbers."""

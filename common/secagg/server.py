@@ -109,9 +109,12 @@ class ServerSession:
 
     def open_epoch(self, sites: Sequence[SiteId]) -> None:
         """Begin with the sites that are online; raises CSL-404 if they are too few and CSL-402 if already begun."""
+        members = tuple(sorted({self._terms.index(site) for site in sites}))
+        self._terms.check_cohort(self._names(members))
         self._enter(Phase.HELLO)
-        self._members = tuple(sorted(self._terms.index(site) for site in sites))
-        self._terms.check_cohort(self.cohort)
+        self._members, self._result = members, None
+        # Nothing of an epoch that was aborted may enter this one.
+        self._hellos, self._prepares, self._acknowledgements = {}, {}, {}
         self._nonce = self._entropy(NONCE_BYTES)
 
     def begin(self, *, stage: str, input_digest: bytes, encoding: Encoding) -> None:

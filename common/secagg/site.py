@@ -336,6 +336,8 @@ class SiteSession:
         for index, delivery in deliveries.items():
             bound = delivery.key + bytes([index, self._index])
             plain = self._channels[index].open(instance.number, delivery.sealed, bound)
+            if len(plain) != 2 * SHARE_BYTES:
+                raise ConsiliumError(errors.SECAGG_SHARE, f"of {self._terms.roster[index]}, which is no pair of shares")
             pair = (plain[:SHARE_BYTES], plain[SHARE_BYTES:])
             commitments = (commit(pair[0], SEED, index, self._index), commit(pair[1], MASK, index, self._index))
             root = climb(leaf(self._index, delivery.sealed, commitments), place, delivery.path)

@@ -66,8 +66,12 @@ class Terms:
         return max(2 * cohort // 3, (cohort + self.tolerated) // 2) + 1
 
     def survivors_needed(self, cohort: int) -> int:
-        """Return the fewest survivors whose sum is opened: the threshold, two honest sites, the study's minimum."""
-        return max(self.threshold(cohort), self.tolerated + 2, self.minimum_cohort)
+        """Return the fewest survivors whose sum is opened.
+
+        The threshold; the study's minimum; and the site itself with two honest others beyond those who may collude,
+        which is what every site asks for in :meth:`check_own`, so that the server never waits for what sites refuse.
+        """
+        return max(self.threshold(cohort), self.tolerated + 3, self.minimum_cohort)
 
     def check_cohort(self, cohort: Collection[SiteId]) -> None:
         """Raise CSL-404 for a cohort from which no sum could be opened even if nobody is lost."""

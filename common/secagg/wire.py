@@ -25,6 +25,8 @@ SIGNATURE_BYTES = 64
 SHARE_BYTES = 32
 SEALED_BYTES = 2 * SHARE_BYTES + 16
 """Two shares under AES-GCM with its tag."""
+MAX_INSTANCE = 1 << 62
+"""No instance number comes near; one that does is a forgery that would overflow its field."""
 MAX_PATH = 8
 """Depth of a Merkle tree over at most 255 peers."""
 
@@ -141,7 +143,10 @@ class Hello:
     @classmethod
     def read(cls, reader: Reader) -> Hello:
         """Read the fields."""
-        return cls(reader.fixed(NONCE_BYTES), reader.fixed(KEY_BYTES), reader.number(8), reader.fixed(SIGNATURE_BYTES))
+        nonce, key, floor = reader.fixed(NONCE_BYTES), reader.fixed(KEY_BYTES), reader.number(8)
+        if floor > MAX_INSTANCE:
+            raise ConsiliumError(errors.SECAGG_MALFORMED, "an instance number is out of range")
+        return cls(nonce, key, floor, reader.fixed(SIGNATURE_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
