@@ -45,7 +45,9 @@ def split(secret: bytes, holders: int, threshold: int, entropy: Callable[[int], 
     """
     if not 1 <= threshold <= holders <= 255:
         raise ConsiliumError(errors.SECAGG_THRESHOLD, f"{threshold} of {holders} shares")
-    coefficients = np.frombuffer(entropy((threshold - 1) * len(secret)), dtype=np.uint8).reshape(threshold - 1, -1)
+    coefficients = np.frombuffer(entropy((threshold - 1) * len(secret)), dtype=np.uint8).reshape(
+        threshold - 1, len(secret)
+    )
     shares = np.zeros((holders, len(secret)), dtype=np.uint8)
     points = np.arange(1, holders + 1, dtype=np.uint8)[:, None]
     for coefficient in coefficients[::-1]:
