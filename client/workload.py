@@ -1,6 +1,6 @@
 """What a site computes for a study: one round of private training, and the noised counts of an evaluation.
 
-The exact predictions stay in :attr:`TextWorkload.predicted`, the site's own record; only noised ones are returned.
+Exact predictions are the site's own affair (:meth:`TextWorkload.predict`); only noised counts are returned for release.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ class TextWorkload:
         self._training, self._testing = training, testing
         self._plan = PrivacyPlan.for_site(study, site)
         self._bound = cell_bound(study)
-        self.predicted: NDArray[np.int64] | None = None
-        """(examples,) int64, the labels predicted in the last evaluation, in the order of ``testing``."""
 
     @property
     def dimension(self) -> int:
@@ -63,7 +61,10 @@ class TextWorkload:
 
     def evaluate(self, vector: Vector) -> NDArray[np.int64]:
         """Return the noised cells (weight, correct weight), (2,) int64, clamped to their public bound."""
-        self._model.write_vector(vector)
-        self.predicted = predict(self._model, self._testing)
-        cells = noised_cells(self.predicted, self._testing, self._plan, self._noise)
+        cells = noised_cells(self.predict(vector), self._testing, self._plan, self._noise)
         return np.clip(cells, -self._bound, self._bound)
+
+    def predict(self, vector: Vector) -> NDArray[np.int64]:
+        """Return the labels that a vector predicts for the site's own test records, (examples,) int64; never sent."""
+        self._model.write_vector(vector)
+        return predict(self._model, self._testing)

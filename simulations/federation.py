@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 from flwr.app import Message
+from numpy.typing import NDArray
 
 from client.ledger import MemoryLedger
 from client.site import Site
@@ -31,13 +33,14 @@ _CURVE_POINTS = 10
 class Federation:
     """A study that has run, with what each side kept.
 
-    curve       exact quality on the pooled validation records as the rounds passed
+    predictions  what the released vector predicts for each site's own test records, as each site would see it
+    curve        exact quality on the pooled validation records as the rounds passed
     """
 
     authored: Authored
     coordinator: Coordinator
     sites: Mapping[SiteId, Site]
-    workloads: Mapping[SiteId, TextWorkload]
+    predictions: Mapping[SiteId, NDArray[np.int64]]
     curve: tuple[CurvePoint, ...]
     seconds_transport: float
 
@@ -117,7 +120,8 @@ def federate(
     )
     progress.phase("federated rounds", rounds)
     finished = run_inline(coordinator, list(sites.values()), lost=lost, tap=tap)
-    return Federation(authored, coordinator, sites, workloads, tuple(curve), finished.seconds_transport)
+    predictions = {name: workload.predict(finished.outcome.vector) for name, workload in workloads.items()}
+    return Federation(authored, coordinator, sites, predictions, tuple(curve), finished.seconds_transport)
 
 
 def noise_of(entropy: EntropySource, party: str) -> NoiseSource:

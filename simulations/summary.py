@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from client.data import Examples
 from client.evaluation import released_accuracy
-from common import errors
-from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.accounting import accountant_version
 from common.privacy.plan import PrivacyPlan
@@ -90,17 +88,8 @@ def own_tests(prepared: Prepared, federation: Federation) -> dict[SiteId, Qualit
     """Return each site's exact quality, from the predictions in its own record."""
     return {
         site: Quality.of(prepared.testing[site].targets, predicted, prepared.task.classes)
-        for site, predicted in _predictions(federation).items()
+        for site, predicted in federation.predictions.items()
     }
-
-
-def _predictions(federation: Federation) -> dict[SiteId, NDArray[np.int64]]:
-    predictions = {}
-    for site, workload in federation.workloads.items():
-        if workload.predicted is None:
-            raise ConsiliumError(errors.QUORUM_LOST, f"{site} took no part in the evaluation")
-        predictions[site] = workload.predicted
-    return predictions
 
 
 def _released(study: Study, federation: Federation) -> m.Released | None:
@@ -134,7 +123,7 @@ def _site(
         train_examples=len(data.train),
         test_examples=len(data.test),
         units=prepared.units[site],
-        subgroups=_subgroups(data.test, prepared.testing[site].targets, _predictions(federation)[site]),
+        subgroups=_subgroups(data.test, prepared.testing[site].targets, federation.predictions[site]),
     )
 
 

@@ -70,10 +70,11 @@ class Federation:
 
 def federation(
     sites: int = 4,
+    dimension: int = DIMENSION,
+    /,
     *,
     updates: Mapping[SiteId, NDArray[np.float32]] | None = None,
     cells: Mapping[SiteId, NDArray[np.int64]] | None = None,
-    dimension: int = DIMENSION,
     **changes: object,
 ) -> Federation:
     """Make a study of some sites whose updates and cells are known."""
