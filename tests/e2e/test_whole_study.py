@@ -164,7 +164,8 @@ def test_a_site_whose_workload_breaks_says_unavailable_and_nothing_more() -> Non
     outcome = made.run(tap=lambda message: errors.append(message) if message.has_error() else None)
     assert all(broken not in record.survivors for record in outcome.rounds)
     assert errors
-    assert all("unavailable" in str(message.error.reason) and "4711" not in str(message.error.reason) for message in errors)
+    reasons = [str(message.error.reason) for message in errors]
+    assert all("unavailable" in reason and "4711" not in reason for reason in reasons)
     assert not any("4711" in incident for incident in made.sites[broken].log.incidents)
 
 
