@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from common import errors
@@ -85,12 +86,14 @@ def verify_agreement(
 ) -> Agreement:
     """Check everything that must hold before a study runs: signature, kind, expiry, and every site's approval.
 
-    Raises, besides the errors of :func:`verify_study`: CSL-108 for a study of another kind, CSL-106 when it has
-    expired, CSL-107 naming the first site whose approval is missing or does not hold, CSL-122 for a stranger's.
+    Raises, besides the errors of :func:`verify_study`: CSL-108 for a study of another kind, CSL-109 for one that asks
+    for other software, CSL-106 when it has expired, CSL-107 naming the first site whose approval is missing or does not
+    hold, CSL-122 for a stranger's.
     """
     study = verify_study(signed, operator_key)
     if study.kind is not kind:
         raise ConsiliumError(errors.STUDY_KIND_REFUSED, f"it is a {study.kind.value} study, {kind.value} was asked for")
+    study.check_software(version("consilium"))
     study.check_valid_at(now)
     digest = study.digest
     by_site = {approval.site: approval for approval in approvals}

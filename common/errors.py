@@ -81,7 +81,6 @@ PRIVACY_EXCEEDED = Fault(
     "CSL-203", "privacy", "the study spends more than it states", "sign it with the epsilon recomputed here"
 )
 LEDGER_SPENT = Fault("CSL-204", "ledger", "budget spent", "end here, or open a new account for a new population")
-LEDGER_REPEATED = Fault("CSL-205", "ledger", "this charge has already been answered", "none: the reply is re-sent")
 NOISE_FAULT = Fault("CSL-206", "privacy", "the noise source failed", "do not train on this machine; report it")
 
 # 3xx  backbone, adapters, tasks, preflight -------------------------------------------------------------------------
@@ -100,7 +99,6 @@ BACKBONE_UNREACHABLE = Fault(
 )
 ADAPTER_INVALID = Fault("CSL-310", "adapter", "the adapter does not fit this backbone", "correct the field named")
 ADAPTER_VECTOR = Fault("CSL-311", "adapter", "a vector has the wrong length or non-finite values", "none: refused")
-TASK_INVALID = Fault("CSL-320", "task", "the task does not fit its data", "correct the field named")
 TASK_LABEL_UNKNOWN = Fault(
     "CSL-321", "task", "a label in the data is not in the study", "map it in the query, or add it to the study"
 )

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Annotated, Literal, NewType, Self, TypeVar
 
 import rfc8785
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from common import errors
@@ -217,6 +218,10 @@ class Study(Part):
     def _holds_together(self) -> Self:
         for name, value in (("created", self.created), ("expires", self.expires)):
             _parse_time(name, value)
+        try:
+            SpecifierSet(self.software)
+        except InvalidSpecifier as error:
+            raise ValueError("software: write a range of versions as >=0.1,<0.2") from error
         sites = [member.site for member in self.roster]
         keys = [member.key for member in self.roster]
         if len(set(sites)) != len(sites) or len(set(keys)) != len(keys):
@@ -271,6 +276,11 @@ class Study(Part):
             if member.site == site:
                 return member
         raise ConsiliumError(errors.IDENTITY_UNKNOWN, site)
+
+    def check_software(self, version: str) -> None:
+        """Raise CSL-109 for a version of this software outside the study's range."""
+        if not SpecifierSet(self.software).contains(version, prereleases=True):
+            raise ConsiliumError(errors.STUDY_SOFTWARE, f"{version} is not within {self.software}")
 
     def check_valid_at(self, now: datetime) -> None:
         """Raise CSL-106 once the study has expired. ``now`` must be aware."""

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from common.agreement import Agreement, Approval, SignedStudy, approve, sign, verify_agreement
 from common.identity import Identity, SiteId
 from common.privacy.accounting import calibrate_noise
+from common.secagg import Terms
 from common.study import Aggregation, BackboneManifest, Kind, Member, Privacy, Study, Training
 from simulations.engines import EntropySource
 from simulations.scenario import Scenario
@@ -155,10 +156,19 @@ def author(
     )
     # Through TOML-shaped fields once more, so that every check of an authored file holds for it too.
     study = Study.from_canonical(study.canonical())
+    _check_feasible(study)
     signed = sign(study, consortium.operator)
     key = consortium.operator.public_key
     approvals = tuple(approve(signed, site, identity, key) for site, identity in sorted(consortium.sites.items()))
     return Authored(signed, approvals, verify_agreement(signed, approvals, key, now=moment, kind=Kind.SIMULATION))
+
+
+def _check_feasible(study: Study) -> None:
+    """Raise CSL-404 before signing if not even all sites together could open a sum: three are too few (RULES 3)."""
+    terms = Terms.from_study(study)
+    terms.check_survivors(terms.roster, terms.roster)
+    for site in terms.roster:
+        terms.check_own(site, terms.roster, terms.roster, terms.roster)
 
 
 def _stamp(moment: datetime) -> str:

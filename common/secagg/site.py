@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +23,7 @@ from common.secagg.channels import Channel, KeyPair
 from common.secagg.commitments import climb, commit, leaf, leaves_of, root_of, signed_prepare
 from common.secagg.context import acknowledged, context_of, session_of, view_of
 from common.secagg.encoding import Encoding, Entropy
+from common.secagg.instance import Instance, Opened, Ticket
 from common.secagg.masks import add_mask, mask_key
 from common.secagg.terms import Terms
 from common.secagg.transitions import State, Step, after
@@ -46,44 +46,6 @@ from common.study import Study
 
 T = TypeVar("T")
 SEED, MASK = b"seed", b"mask"
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """Leave to mask one update: everything about the sum was checked.
-
-    instance  number of the sum
-    cohort    its sites, sorted
-    context   32 bytes that key every mask of this sum
-    """
-
-    instance: int
-    cohort: tuple[SiteId, ...]
-    context: bytes
-
-
-@dataclass(slots=True, repr=False)
-class _Instance:
-    """One instance's secrets: own keys, and what peers entrusted. Dropped as soon as the instance is over."""
-
-    number: int
-    seed: bytes
-    mask: KeyPair
-    own_shares: tuple[bytes, bytes] = (b"", b"")
-    root: bytes = b""
-    peer_keys: dict[int, bytes] = field(default_factory=dict)
-    peer_shares: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
-    roots: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
-
-
-@dataclass(slots=True, repr=False)
-class _Opened:
-    """The sum that is being taken: its ticket, how it is encoded, and the view that was signed, if any."""
-
-    ticket: Ticket
-    encoding: Encoding
-    cohort: tuple[int, ...]
-    view: bytes | None = None
 
 
 class SiteSession:
@@ -114,9 +76,9 @@ class SiteSession:
         self._session = b""
         self._members: tuple[int, ...] = ()
         self._channels: dict[int, Channel] = {}
-        self._current: _Instance | None = None
-        self._following: _Instance | None = None
-        self._opened: _Opened | None = None
+        self._current: Instance | None = None
+        self._following: Instance | None = None
+        self._opened: Opened | None = None
         self._answers: dict[bytes, bytes] = {}
         self.clamped = 0
 
@@ -173,7 +135,7 @@ class SiteSession:
         self._terms.check_own(self._site, self._verified, cohort, cohort)
         context = context_of(self._terms, self._session, number, stage, input_digest, encoding, instance.peer_keys)
         self._state, self._floor = state, number
-        self._opened = _Opened(Ticket(number, cohort, context), encoding, self._members)
+        self._opened = Opened(Ticket(number, cohort, context), encoding, self._members)
         return self._opened.ticket
 
     def mask(self, ticket: Ticket, values: NDArray[np.generic]) -> bytes:
@@ -296,11 +258,11 @@ class SiteSession:
             self._current, self._state = following, after(self._state, Step.ACKNOWLEDGE)
         write_signatures(writer, signatures)
 
-    def _draw(self, number: int) -> _Instance:
+    def _draw(self, number: int) -> Instance:
         """Draw one instance's secrets."""
-        return _Instance(number, self._entropy(SHARE_BYTES), KeyPair(self._entropy(SHARE_BYTES)))
+        return Instance(number, self._entropy(SHARE_BYTES), KeyPair(self._entropy(SHARE_BYTES)))
 
-    def _sealed_prepare(self, instance: _Instance) -> Prepare:
+    def _sealed_prepare(self, instance: Instance) -> Prepare:
         threshold = self._terms.threshold(len(self._members))
         seeds = shamir.split(instance.seed, len(self._members), threshold, self._entropy)
         masks = shamir.split(instance.mask.private_bytes(), len(self._members), threshold, self._entropy)
@@ -325,7 +287,7 @@ class SiteSession:
             self._identity.sign(Domain.SECAGG_PREPARE, signed),
         )
 
-    def _accept(self, instance: _Instance, deliveries: Mapping[int, Delivery]) -> bytes:
+    def _accept(self, instance: Instance, deliveries: Mapping[int, Delivery]) -> bytes:
         """Check and keep what every member shared; returns the signed acknowledgement of all of it."""
         if tuple(sorted({*deliveries, self._index})) != self._members or self._index in deliveries:
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "not every member's prepare is here")
@@ -350,7 +312,7 @@ class SiteSession:
         agreed = acknowledged(self._session, instance.number, roots)
         return self._identity.sign(Domain.SECAGG_ACKNOWLEDGE, agreed)
 
-    def _check_view(self, survivors: tuple[int, ...], signatures: Mapping[int, bytes], opened: _Opened) -> None:
+    def _check_view(self, survivors: tuple[int, ...], signatures: Mapping[int, bytes], opened: Opened) -> None:
         view = view_of(opened.ticket.context, survivors)
         if view != opened.view:
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "another view than the one this site signed")
@@ -359,14 +321,14 @@ class SiteSession:
         for index, signature in signatures.items():
             self._verify(index, Domain.SECAGG_VIEW, view, signature)
 
-    def _check_survivors(self, survivors: tuple[int, ...], opened: _Opened) -> None:
+    def _check_survivors(self, survivors: tuple[int, ...], opened: Opened) -> None:
         names = [self._terms.roster[index] for index in survivors]
         if self._site not in names:
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site survived and is not listed")
         self._terms.check_survivors(names, opened.ticket.cohort)
         self._terms.check_own(self._site, self._verified, names, opened.ticket.cohort)
 
-    def _check_instance(self, reader: Reader, opened: _Opened) -> None:
+    def _check_instance(self, reader: Reader, opened: Opened) -> None:
         self._check_session(reader.fixed(DIGEST_BYTES))
         if reader.number(8) != opened.ticket.instance:
             raise ConsiliumError(errors.SECAGG_REPLAY, "another instance")

@@ -90,6 +90,11 @@ def test_an_expired_study_is_refused(signed: Signed) -> None:
     assert refused(signed, signed.approvals, now=datetime(2027, 11, 24, tzinfo=UTC)) == "CSL-106"
 
 
+def test_a_study_for_other_software_is_refused_before_anything_runs() -> None:
+    other = signed_study(software=">=7")
+    assert refused(other, other.approvals) == "CSL-109"
+
+
 def test_a_simulation_study_is_refused_where_a_deployment_is_asked_for(signed: Signed) -> None:
     assert refused(signed, signed.approvals, kind=Kind.DEPLOYMENT) == "CSL-108"
 

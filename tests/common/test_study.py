@@ -138,6 +138,7 @@ def test_a_changed_byte_is_refused_or_is_another_study(data: st.DataObject) -> N
         ({"backbone": {"files": {"../model.safetensors": "0" * 64}}}, "backbone"),
         ({"purpose": {"duo": ["research"]}}, "purpose.duo"),
         ({"schema_version": 2}, "schema_version"),
+        ({"software": "the newest"}, "software"),
     ],
 )
 def test_a_field_out_of_range_is_refused_by_name(changes: dict[str, object], names: str) -> None:
