@@ -7,6 +7,7 @@ default.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -36,7 +37,10 @@ def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> P
         layers_pattern="layer",
     )
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft asks transformers by an old name; nothing that a person could mend.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ConsiliumError(errors.ADAPTER_INVALID, f"targets {', '.join(spec.targets)} in this backbone") from error
     if not isinstance(adapted, PeftModel):
