@@ -50,6 +50,11 @@ def test_every_code_that_documents_name_exists() -> None:
     assert named <= NAMES.keys()
 
 
+def test_every_page_that_a_mend_names_exists() -> None:
+    named = {page for fault in catalogue() for page in re.findall(r"docs/[\w.-]+\.md", fault.mend)}
+    assert [page for page in named if not (ROOT / page).is_file()] == []
+
+
 def test_a_message_is_one_line_with_code_cause_detail_and_mend() -> None:
     error = ConsiliumError(errors.DATA_COLUMN, "no column\n 'text'")
     assert str(error) == (
