@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from common.secagg.masks import Lanes, add_mask, mask_key
 from common.secagg.site import MASK, SEED
 from common.secagg.terms import Terms
 from common.secagg.transitions import State, Step
-from common.secagg.wire import Kind, Reader, Writer, write_deliveries, write_signatures
+from common.secagg.wire import Kind, Prepare, Reader, Writer, write_deliveries, write_signatures
 from tests.protocols import (
     INPUT,
     Parties,
@@ -614,10 +615,7 @@ def test_a_colluder_that_seals_something_else_than_two_shares_is_named() -> None
         attack.server.receive(site, attack.made.sites[site].prepare(request))
     attack.server.advance()
     shared = attack.server._prepares[3]
-    channel = cheat._channels[0]
-    channel_key = shared.prepare.key + bytes([3, 0])
-    # Another nonce than the honest one's would not open; so the cheat seals short shares from the start.
-    short = channel.seal(1, bytes(40), channel_key)
+    short = cheat._channels[0].seal(1, bytes(40), shared.prepare.key + bytes([3, 0]))
     request = attack.server.requests()[attack.victim]
     sealed = shared.prepare.sealed[0]
     forged = request.replace(len(sealed).to_bytes(4, "big") + sealed, len(short).to_bytes(4, "big") + short)
@@ -717,6 +715,100 @@ def test_two_members_with_one_mask_key_are_refused() -> None:
     relay(attack.made)
     with refused("CSL-406"):
         attack.made.sites[attack.victim].acknowledge(attack.server.requests()[attack.victim])
+
+
+def test_a_ticket_that_looks_like_the_open_one_masks_nothing() -> None:
+    attack = Attack(4)
+    set_up(attack.made)
+    attack.server.begin(stage="fit", input_digest=INPUT, encoding=attack.encoding)
+    leave = ticket(attack.made, attack.victim, attack.server.requests()[attack.victim], attack.encoding)
+    with refused("CSL-405"):
+        attack.made.sites[attack.victim].mask(replace(leave, context=bytes(32)), attack.values[attack.victim])
+
+
+def test_a_view_of_the_whole_cohort_is_refused() -> None:
+    attack = Attack(5)
+    attack.collect()
+    with refused("CSL-402"):
+        attack.sign_view(attack.victim, range(5))
+
+
+def test_losses_after_which_one_survivor_weighs_too_much_are_refused() -> None:
+    attack = Attack(5)
+    site = attack.made.sites[attack.victim]
+    bands = {name: 40 if name == attack.victim else 15 for name in attack.made.names}
+    site._terms = replace(attack.made.terms, bands=bands, max_share=0.45)
+    attack.collect()
+    with refused("CSL-404.*too large a part"):
+        attack.sign_view(attack.victim, (0, 1, 2, 3))
+
+
+def test_losses_after_which_only_strangers_are_left_are_refused() -> None:
+    attack = Attack(6)
+    attack.made.sites[attack.victim]._verified = frozenset(attack.made.names[:3])
+    attack.collect()
+    with refused("CSL-404.*verified"):
+        attack.sign_view(attack.victim, (0, 1, 3, 4, 5))
+    attack.sign_view(attack.victim, (0, 1, 2, 3, 4))
+
+
+def test_a_site_keeps_nothing_of_a_sum_that_it_helped_to_open() -> None:
+    attack = Attack(5)
+    attack.collect()
+    told = (0, 1, 2, 3)
+    signatures = {index: attack.sign_view(attack.made.names[index], told) for index in told}
+    site = attack.made.sites[attack.victim]
+    site.unmask(attack.unmask(told, signatures))
+    assert (site._current, site._following, site._opened) == (None, None, None)
+
+
+def test_a_prepare_for_fewer_peers_is_refused() -> None:
+    attack = Attack(4)
+    attack.server.open_epoch(attack.made.names)
+    relay(attack.made)
+    reply = attack.made.sites[attack.victim].prepare(attack.server.requests()[attack.victim])
+    with Reader(reply, Kind.PREPARE) as reader:
+        prepare = Prepare.read(reader)
+    writer = Writer(Kind.PREPARE)
+    replace(prepare, sealed=prepare.sealed[:3], commitments=prepare.commitments[:3]).write(writer)
+    with refused("CSL-401"):
+        attack.server.receive(attack.victim, writer.done())
+
+
+def test_a_colluder_that_shared_another_mask_key_than_its_own_is_named_when_it_is_lost() -> None:
+    class Liar(KeyPair):
+        def private_bytes(self) -> bytes:
+            return b"\x42" * 32
+
+    attack = Attack(5)
+    cheat = attack.made.sites[attack.made.names[4]]
+    with pytest.MonkeyPatch.context() as lying:
+        # The cheat is asked last, so nobody else draws a lying pair.
+        attack.server.open_epoch(attack.made.names)
+        relay(attack.made)
+        for name, request in attack.server.requests().items():
+            if attack.made.sites[name] is cheat:
+                lying.setattr("common.secagg.site.KeyPair", Liar)
+            attack.server.receive(name, attack.made.sites[name].prepare(request))
+    attack.server.advance()
+    relay(attack.made)
+    with refused("CSL-407.*site-004"):
+        take_sum(attack.made, attack.encoding, attack.values, {Phase.INPUT: [attack.made.names[4]]})
+
+
+def test_a_forged_acknowledgement_of_the_next_instance_is_refused_and_a_missing_one_ends_the_epoch() -> None:
+    attack = Attack(4)
+    replies = to_unmask(attack)
+    first = attack.made.names[0]
+    forged = replies[first][:-1] + bytes([replies[first][-1] ^ 1])
+    with refused("CSL-403"):
+        attack.server.receive(first, forged)
+    silent = replies[first][: 2 + 32 * 4] + b"\x00"
+    for site, reply in replies.items():
+        attack.server.receive(site, silent if site == first else reply)
+    attack.server.advance()
+    assert attack.server.result().values.tolist() == total(attack.values, attack.made.names)
+    assert attack.server.phase is Phase.DONE
 
 
 def test_parties_are_honest_unless_told_otherwise() -> None:
