@@ -168,6 +168,17 @@ def test_a_hello_of_another_site_is_refused() -> None:
         attack.made.sites[attack.victim].prepare(attack.server.requests()[attack.victim])
 
 
+def test_a_site_s_own_hello_of_before_is_refused() -> None:
+    attack = Attack(4)
+    attack.server.open_epoch(attack.made.names)
+    relay(attack.made)  # The server remembers this hello, and has the site draw another for the same nonce.
+    site, old = attack.made.sites[attack.victim], attack.server.requests()[attack.victim]
+    for nonce in (b"\x01" * 32, attack.server._nonce):
+        site.hello(Writer(Kind.HELLO_REQUEST).fixed(nonce).done())
+    with refused("CSL-406"):
+        site.prepare(old)
+
+
 def test_a_cohort_below_the_minimum_is_refused() -> None:
     with refused("CSL-404"):
         shrunken(Attack(6, colluders=2))
