@@ -66,11 +66,16 @@ class Traffic:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a finished study leaves with the operator."""
+    """What a finished study leaves with the operator.
+
+    counts         the sum of the evaluation's noised cells; None where none was agreed or none came about
+    not_evaluated  why no counts came about
+    """
 
     vector: Vector
     rounds: list[RoundRecord] = field(default_factory=list)
     counts: Sum | None = None
+    not_evaluated: str = ""
 
 
 class Coordinator:
@@ -124,9 +129,17 @@ class Coordinator:
         for round_index in range(self._study.training.rounds):
             self._round(grid, round_index)
         if self._study.evaluation.releases:
-            raw = dump_vector(self.outcome.vector)
-            self.outcome.counts = self._sum(grid, COUNTING, self._counts, {"vector": raw})
+            self._evaluate(grid)
         return self.outcome
+
+    def _evaluate(self, grid: Grid) -> None:
+        """Ask for the final counts; a study whose sites no longer suffice for them keeps its vector all the same."""
+        try:
+            self.outcome.counts = self._sum(grid, COUNTING, self._counts, {"vector": dump_vector(self.outcome.vector)})
+        except ConsiliumError as error:
+            if error.fault is not errors.QUORUM_LOST:
+                raise
+            self.outcome.not_evaluated = str(error)
 
     def _round(self, grid: Grid, round_index: int) -> None:
         up, down = self.traffic.up, self.traffic.down

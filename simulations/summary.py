@@ -57,8 +57,9 @@ def summarise(
         scenario=scenario.name,
         title=scenario.title,
         rounds=study.training.rounds,
-        warnings=m.standing_warnings(
-            private=conditions.private, synthetic=scenario.synthetic, tuned=tuning is not None
+        warnings=(
+            *m.standing_warnings(private=conditions.private, synthetic=scenario.synthetic, tuned=tuning is not None),
+            *filter(None, (federation.coordinator.outcome.not_evaluated,)),
         ),
         pooled=m.Score(accuracy=pooled.accuracy, macro_f1=pooled.macro_f1, examples=pooled.examples),
         released=_released(study, federation),

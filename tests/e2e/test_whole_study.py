@@ -59,6 +59,15 @@ def test_the_evaluation_is_the_sum_of_the_noised_cells() -> None:
     assert np.asarray(counts.values).tolist() == [206, -18]
 
 
+def test_a_study_that_cannot_be_evaluated_keeps_its_vector_and_says_why() -> None:
+    made = federation(4)
+    outcome = made.run(lost=lambda message: message.metadata.message_type == Stage.COUNTS)
+    assert outcome.counts is None
+    assert "CSL-602" in outcome.not_evaluated
+    assert len(outcome.rounds) == made.signed.study.training.rounds
+    assert outcome.vector.any()
+
+
 def test_evaluation_happens_only_as_often_as_the_study_says() -> None:
     made = federation(4, evaluation={"releases": 0})
     assert made.run().counts is None
