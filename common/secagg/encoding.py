@@ -13,6 +13,7 @@ an error of at most sites * step / weight of the survivors, with mean zero.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +31,7 @@ from common.study import Study
 
 Entropy = Callable[[int], bytes]
 _COUNT_BITS = 64
+_DEAL = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +172,13 @@ def uniform(size: int, entropy: Entropy) -> NDArray[np.float32]:
 def rotate(values: NDArray[np.floating], stream: str) -> NDArray[np.floating]:
     """Return the vector under a public random rotation that mixes all of it: linearithmic, and as long as before.
 
-    Random signs, then Hadamard transforms of the largest power of two that fits, over the start, the end and the start
-    again; the two windows overlap or meet, so that every coordinate reaches every other without padding.
+    Random signs and Hadamard transforms of the largest power of two that fits. Where that is not the whole length, over
+    the start and over the end; then, with the coordinates of both dealt out among each other, over both once more.
     """
     rotated = values.copy()
     for number, window in enumerate(_windows(len(values))):
+        if number == _DEAL:
+            rotated = rotated[_dealt(len(values))]
         rotated[window] *= public_signs(stream, f"secagg/rotation/{number}", window.stop - window.start)
         _hadamard(rotated[window])
     return rotated
@@ -186,13 +190,23 @@ def unrotate(values: NDArray[np.float64], stream: str) -> NDArray[np.float64]:
     for number, window in reversed(list(enumerate(_windows(len(values))))):
         _hadamard(plain[window])
         plain[window] *= public_signs(stream, f"secagg/rotation/{number}", window.stop - window.start)
+        if number == _DEAL:
+            scattered = np.empty_like(plain)
+            scattered[_dealt(len(values))] = plain
+            plain = scattered
     return plain
 
 
 def _windows(length: int) -> list[slice]:
     power = 1 << (length.bit_length() - 1)
-    first, last = slice(0, power), slice(length - power, length)
-    return [first] if power == length else [first, last, first]
+    start, end = slice(0, power), slice(length - power, length)
+    return [start] if power == length else [start, end, start, end]
+
+
+def _dealt(length: int) -> NDArray[np.int64]:
+    """Return an order whose neighbours come from all over the vector: steps of the golden section, no place twice."""
+    stride = next(step for step in range(round(0.618 * length), length + 1) if math.gcd(step, length) == 1)
+    return np.arange(length, dtype=np.int64) * stride % length
 
 
 def _hadamard(values: NDArray[np.floating]) -> None:

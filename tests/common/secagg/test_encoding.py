@@ -128,6 +128,18 @@ def test_the_rotation_is_orthonormal_and_undone(length: int) -> None:
     assert (np.abs(matrix) > 0).mean() > 0.5
 
 
+@pytest.mark.parametrize("length", [1000, 1023, 1024, 1025, 1536])
+def test_the_rotation_spreads_every_corner_over_the_whole_vector(length: int) -> None:
+    """Just below a power of two the windows hardly overlap; what is in one must reach the other all the same."""
+    for place in (0, length // 2, length - 1):
+        values = np.zeros(length)
+        values[place] = 1.0
+        rotated = np.asarray(rotate(values, "5a" * 32), dtype=np.float64)
+        assert np.abs(rotated).max() < 8.0 / np.sqrt(length)
+        quarters = np.array([np.sum(part**2) for part in np.array_split(rotated, 4)])
+        assert quarters == pytest.approx(0.25, abs=0.12)
+
+
 def test_the_rotation_spreads_a_lonely_coordinate() -> None:
     values = np.zeros(1000)
     values[17] = 1.0
