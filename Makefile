@@ -44,7 +44,7 @@ check: $(READY)  ## format, lint, types, layers, names, licences, error pages, w
 	@mkdir -p runs
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o runs/sbom.json $(BIN)/python
 
-bench: $(READY)  ## the benchmark tables, or one: make bench NAME=secagg
+bench: $(READY)  ## the benchmark tables, or one: make bench NAME=x
 	$(BIN)/python -m simulations.benchmarks $(NAME) $(ARGS)
 
 clean:  ## remove caches and build products; .venv and runs stay

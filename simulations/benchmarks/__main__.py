@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
         choice = f"choose from: {', '.join(known)}" if known else "there is none yet"
         print(f"no benchmark is called {argv[0]!r}; {choice}", file=sys.stderr)
         return 2
+    if not known:
+        print("there is no benchmark yet")
     worst = 0
     for name in argv[:1] or known:
         print(f"== {name}", flush=True)
