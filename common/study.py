@@ -32,6 +32,8 @@ Line = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 M = TypeVar("M", bound=BaseModel)
 MAX_SITES = 255
 """Shamir shares live in GF(256): one non-zero coordinate a site."""
+MAX_SIMULATED_SITES = 10_000
+"""A simulation may hold more sites than share with each other, in neighbourhoods."""
 
 
 class Part(BaseModel):
@@ -175,6 +177,16 @@ class Aggregation(Part):
     max_share: float = Field(default=0.9, gt=0, le=1, description="largest share of one site in a sum")
 
 
+class Neighbourhoods(Part):
+    """For simulations of many sites only: each site shares with neighbours, as many as these probabilities need."""
+
+    corrupt: float = Field(default=0.05, ge=0, lt=0.33, description="share of the sites that collude")
+    lost: float = Field(default=0.1, ge=0, lt=0.5, description="share of the sites that may be lost in a sum")
+    privacy_bits: float = Field(default=40.0, ge=1, le=128, description="privacy fails with 2 to the minus this")
+    liveness_bits: float = Field(default=20.0, ge=1, le=128, description="a sum is lost with 2 to the minus this")
+    cheating: bool = Field(default=False, description="whether the server may tell its sites different things")
+
+
 class Member(Part):
     """A site in the roster: who it is, and the public size it declared when it joined, never a live count."""
 
@@ -212,7 +224,8 @@ class Study(Part):
     privacy: Privacy
     evaluation: Evaluation
     aggregation: Aggregation
-    roster: tuple[Member, ...] = Field(min_length=3, max_length=MAX_SITES)
+    roster: tuple[Member, ...] = Field(min_length=3, max_length=MAX_SIMULATED_SITES)
+    neighbourhoods: Neighbourhoods | None = Field(default=None, description="absent: every site shares with every other")
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
@@ -232,6 +245,10 @@ class Study(Part):
             raise ValueError("roster: sites must be in order of their names")
         if self.privacy.max_charges < self.training.rounds:
             raise ValueError("privacy.max_charges must be at least training.rounds")
+        if self.neighbourhoods is not None and self.kind is not Kind.SIMULATION:
+            raise ValueError("neighbourhoods are for simulations: in a deployment every site shares with every other")
+        if self.neighbourhoods is None and len(sites) > MAX_SITES:
+            raise ValueError(f"roster: more than {MAX_SITES} sites need neighbourhoods")
         if self.aggregation.minimum_cohort > len(self.roster):
             raise ValueError("aggregation.minimum_cohort is larger than the roster")
         return self
