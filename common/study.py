@@ -103,7 +103,7 @@ class TextClassification(Part):
 class AdapterSpec(Part):
     """Which weights train and travel."""
 
-    method: Literal["ffa-lora", "lora", "head-only"] = "ffa-lora"
+    method: Literal["ffa-lora", "lora", "ia3", "bitfit", "layer-norm", "bottleneck", "head-only"] = "ffa-lora"
     rank: int = Field(default=8, ge=1, le=256)
     alpha: float = Field(default=16.0, gt=0)
     targets: tuple[Name, ...] = Field(default=("query", "value"), min_length=1)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from types import TracebackType
 
 import torch
-from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from torch import Tensor, nn
 
 from common import errors
+from common.adapters.scaling import Scaling
 from common.errors import ConsiliumError
 
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -91,6 +92,35 @@ class PerExampleGradients:
             parameter.grad_sample = None  # type: ignore[attr-defined]
             parameter.grad = None
         return torch.cat(parts, dim=1)
+
+
+def _scaling_rows(layer: Scaling, activations: list[Tensor], gradient: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Return (n, *vector): activations times output gradients, (n, ..., width), summed over all but the last."""
+    vector = layer.vector()
+    rows = _over_positions(activations[0].float() * gradient.float(), 1)
+    return {vector: rows.reshape(-1, *vector.shape)} if vector.requires_grad else {}
+
+
+def _layer_norm_rows(layer: nn.LayerNorm, activations: list[Tensor], gradient: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Return the rows of gain and shift, as Opacus does, but in float32 and also where one of them is absent."""
+    width = len(layer.normalized_shape)
+    rows: dict[nn.Parameter, Tensor] = {}
+    for name, parameter in layer.named_parameters(recurse=False):
+        if parameter.requires_grad:
+            found = gradient.float()
+            if name == "weight":
+                found = found * nn.functional.layer_norm(activations[0].float(), layer.normalized_shape, eps=layer.eps)
+            rows[parameter] = _over_positions(found, width)
+    return rows
+
+
+def _over_positions(values: Tensor, kept: int) -> Tensor:
+    """Sum (n, ..., *kept) over all but the examples and the last ``kept`` dimensions."""
+    return values.flatten(1, -kept - 1).sum(dim=1) if values.dim() > kept + 1 else values
+
+
+register_grad_sampler(Scaling)(_scaling_rows)
+register_grad_sampler(nn.LayerNorm)(_layer_norm_rows)
 
 
 def _clear(model: nn.Module) -> None:

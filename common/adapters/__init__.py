@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from common import errors
-from common.adapters import ffa_lora, head_only, lora
+from common.adapters import bitfit, bottleneck, ffa_lora, head_only, ia3, layer_norm, lora
 from common.adapters.anatomy import anatomy_of
 from common.backbone import Backbone
 from common.errors import ConsiliumError
@@ -31,6 +31,10 @@ Method = Callable[[nn.Module, AdapterSpec, range, str], nn.Module]
 METHODS: Mapping[str, Method] = {
     "ffa-lora": ffa_lora.attach,
     "lora": lora.attach,
+    "ia3": ia3.attach,
+    "bitfit": bitfit.attach,
+    "layer-norm": layer_norm.attach,
+    "bottleneck": bottleneck.attach,
     "head-only": head_only.attach,
 }
 """How each method of :class:`common.study.AdapterSpec` puts its parameters on a copy of the backbone."""
@@ -59,7 +63,7 @@ class AdaptedModel(nn.Module):
 
     @property
     def peft_model(self) -> PeftModel | None:
-        """The encoder as a PEFT model; None where the head alone trains."""
+        """The encoder as a PEFT model; None where PEFT has no such method, or the head alone trains."""
         return self.encoder if isinstance(self.encoder, PeftModel) else None
 
     @property

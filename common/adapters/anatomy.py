@@ -5,7 +5,7 @@ One row a family. A backbone of another family is refused, because its layers ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +69,31 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     if family not in _FAMILIES or getattr(config, "is_decoder", False):
         raise ConsiliumError(errors.BACKBONE_UNSUPPORTED, f"{family} is not one of {', '.join(sorted(_FAMILIES))}")
     return _FAMILIES[family]
+
+
+def modules_within(model: nn.Module, layers: range) -> dict[str, nn.Module]:
+    """Return every module inside some layers of a backbone, by its dotted name in the model, in the model's order."""
+    anatomy = anatomy_of(model)
+    stack = anatomy.layers(model)
+    return {
+        f"{anatomy.stack}.{index}.{name}": module
+        for index in layers
+        for name, module in stack[index].named_modules()
+        if name
+    }
+
+
+def linear_targets(model: nn.Module, targets: Sequence[str], layers: range) -> dict[str, nn.Linear]:
+    """Return the linear modules inside some layers whose dotted name is or ends in a target's; raises CSL-310."""
+    found: dict[str, nn.Linear] = {}
+    for name, module in modules_within(model, layers).items():
+        if any(name.endswith(f".{target}") for target in targets):
+            if not isinstance(module, nn.Linear):
+                raise ConsiliumError(errors.ADAPTER_INVALID, f"{name} is not linear")
+            found[name] = module
+    if not found:
+        raise ConsiliumError(errors.ADAPTER_INVALID, f"targets {', '.join(targets)} in this backbone")
+    return found
 
 
 def _tensor(output: object) -> Tensor:

@@ -7,13 +7,13 @@ default.
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 from common import errors
+from common.adapters.wrapping import in_peft
 from common.errors import ConsiliumError
 from common.stream import public_gaussian
 from common.study import AdapterSpec
@@ -37,14 +37,9 @@ def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> P
         layers_pattern="layer",
     )
     try:
-        with warnings.catch_warnings():
-            # peft asks transformers by an old name; nothing that a person could mend.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            adapted = get_peft_model(model, config)
+        adapted = in_peft(model, config)
     except ValueError as error:
         raise ConsiliumError(errors.ADAPTER_INVALID, f"targets {', '.join(spec.targets)} in this backbone") from error
-    if not isinstance(adapted, PeftModel):
-        raise ConsiliumError(errors.ADAPTER_INVALID, "peft returned no adapted model")
     for name, parameter in adapted.named_parameters():
         if ".lora_A." in name:
             _draw(parameter, stream, name)

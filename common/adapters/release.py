@@ -1,7 +1,8 @@
 """An adapter on disk: PEFT's folder for the encoder, safetensors for the head, JSON for the task.
 
 The encoder's part loads with ``PeftModel.from_pretrained`` over the plain backbone; with the head it gives the same
-logits as the model that was trained. No machine's path is written.
+logits as the model that was trained. PEFT has no BitFit and no bottleneck: for these, what trains in the encoder is one
+safetensors file, which :func:`load_release` reads. No machine's path is written.
 """
 
 from __future__ import annotations
@@ -9,18 +10,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from peft import PeftModel
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from common import errors
 from common.adapters import AdaptedModel, attach, sharing_copy
+from common.adapters.wrapping import read_peft
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.study import AdapterSpec, Digest, Hex32, Part, TextClassification, describe
 from common.tasks import task_for
 
+ENCODER_FILE = "encoder.safetensors"
 HEAD_FILE = "head.safetensors"
 TASK_FILE = "task.json"
 _ANY_STREAM = "0" * 64
@@ -39,7 +43,7 @@ class ReleasedTask(Part):
 def save_release(model: AdaptedModel, folder: Path, *, study: Digest) -> None:
     """Write a model that holds the released vector into an existing folder.
 
-    With the method head-only there is no PEFT adapter to write: the backbone is used as it is.
+    With the method head-only nothing is written of the encoder: the backbone is used as it is.
     """
     manifest = model.backbone.manifest
     if model.peft_model is not None:
@@ -47,6 +51,8 @@ def save_release(model: AdaptedModel, folder: Path, *, study: Digest) -> None:
             config.base_model_name_or_path = manifest.name
             config.inference_mode = True
         model.peft_model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    elif own := _own(model):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, folder / ENCODER_FILE)
     head = {name: tensor.detach().cpu().contiguous() for name, tensor in model.head.state_dict().items()}
     save_file(head, folder / HEAD_FILE)
     released = ReleasedTask(
@@ -67,10 +73,11 @@ def load_release(folder: Path, backbone: Backbone) -> AdaptedModel:
         if released.backbone_files != backbone.manifest.files:
             raise ConsiliumError(errors.RELEASE_INVALID, "it was made for another backbone")
         task = task_for(released.task, backbone.tokenizer)
-        if released.adapter.method == "head-only":
-            model = attach(backbone, released.adapter, task, _ANY_STREAM)
+        model = attach(backbone, released.adapter, task, _ANY_STREAM)
+        if model.peft_model is None:
+            _read_own(model, folder)
         else:
-            encoder = PeftModel.from_pretrained(sharing_copy(backbone.model), str(folder), local_files_only=True)
+            encoder = read_peft(sharing_copy(backbone.model), folder)
             first = backbone.layers - (released.adapter.last_layers or backbone.layers)
             model = AdaptedModel(backbone, released.adapter, task, encoder, first)
         model.head.load_state_dict(load_file(folder / HEAD_FILE))
@@ -79,3 +86,18 @@ def load_release(folder: Path, backbone: Backbone) -> AdaptedModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConsiliumError(errors.RELEASE_INVALID, f"{folder.name}: {type(error).__name__}") from error
     return model.eval()
+
+
+def _own(model: AdaptedModel) -> dict[str, nn.Parameter]:
+    """Return what trains in the encoder, by its name inside it."""
+    return {name: parameter for name, parameter in model.encoder.named_parameters() if parameter.requires_grad}
+
+
+def _read_own(model: AdaptedModel, folder: Path) -> None:
+    own = _own(model)
+    found = load_file(folder / ENCODER_FILE) if own else {}
+    if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise ConsiliumError(errors.RELEASE_INVALID, f"{ENCODER_FILE} holds other parameters than the task file says")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(found[name])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from client.preflight import check, examine
 from client.training.features import Features
-from common.adapters import AdaptedModel, attach
+from common.adapters import METHODS, AdaptedModel, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.study import AdapterSpec
@@ -38,7 +38,7 @@ def test_silently_wrong_models_are_refused_with_the_layer_named(name: str) -> No
     assert named in refused.value.detail
 
 
-@pytest.mark.parametrize("method", ["ffa-lora", "lora", "head-only"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_passes_as_a_study_uses_it(backbone: Backbone, task: Task, method: str) -> None:
     model = attach(
         backbone, AdapterSpec.model_validate({"method": method, "rank": 2, "last_layers": 2}), task, "5a" * 32

@@ -15,7 +15,7 @@ from client.training import loop
 from client.training.features import Features
 from client.training.loop import make_optimizer, take_steps, train_privately
 from client.training.noise import SystemNoise
-from common.adapters import AdaptedModel, attach
+from common.adapters import METHODS, AdaptedModel, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.study import AdapterSpec, Training
@@ -30,7 +30,7 @@ TWO_STEPS = dataclasses.replace(PLAN, steps_per_charge=2)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("method", ["ffa-lora", "lora", "head-only"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_trained_parameter_moves(
     backbone: Backbone, task: Task, encode: Encode, method: str, optimizer: str
 ) -> None:
