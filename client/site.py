@@ -33,7 +33,8 @@ from common.link.records import from_records, to_records
 from common.messages import ANYONE, OPERATOR, Envelope, Sealed, Stage, unseal
 from common.payloads import count_encoding, input_digest, parse_round, parse_vector, vector_encoding
 from common.privacy.plan import PrivacyPlan
-from common.secagg import SiteSession, Ticket
+from common.secagg import Encoding, SiteSession, Ticket
+from common.secagg.journal import Journal
 from common.stopwatch import Stopwatch
 
 _log = logging.getLogger("consilium.site")
@@ -70,6 +71,7 @@ class Site:
     verified    peers whose fingerprints this site compared out of band (RULES 3)
     entropy     source of keys and shares; the operating system's, except in simulations
     account     the patient population that the ledger charges
+    journal     what the secure sums must not forget over a restart (RULES 5); in memory where None
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Site:
         entropy: Callable[[int], bytes] = os.urandom,
         account: str = "default",
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        journal: Journal | None = None,
     ) -> None:
         study = agreement.study
         if study.member(site).public_key != identity.public_key:
@@ -104,8 +107,9 @@ class Site:
             cells=self._counts.dimension,
             write=self.log.egress.append,
         )
-        self._new_session = partial(SiteSession.for_study, study, identity, site, verified=verified, entropy=entropy)
-        self._session = self._new_session()
+        self._session = SiteSession.for_study(
+            study, identity, site, verified=verified, entropy=entropy, journal=journal
+        )
         self._replies: OrderedDict[bytes, Sealed] = OrderedDict()
         self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {
             Stage.IDENTIFY: self._identify,
@@ -171,29 +175,36 @@ class Site:
         start = parse_vector(raw, self._workload.dimension)
         round_index = parse_round(round_bytes, self._study.training.rounds)
         digest = input_digest(request.stage, raw, round_bytes)
-        with self.log.watch.timed("secagg"):
-            ticket = self._session.open_input(
-                _part(request, "secagg"), input_digest=digest, stage=request.stage.value, encoding=self._vectors
-            )
-        self._charge(request, ticket, digest)
-        with self.log.watch.timed("training"):
-            update = self._workload.train(start, round_index)
-        with self.log.watch.timed("secagg"):
-            return {"secagg": self._session.mask(ticket, update)}
+        return self._masked(
+            request, digest, self._vectors, "training", lambda: self._workload.train(start, round_index)
+        )
 
     def _count(self, request: Envelope) -> Mapping[str, bytes]:
         raw = _part(request, "vector")
         vector = parse_vector(raw, self._workload.dimension)
         digest = input_digest(request.stage, raw)
+        return self._masked(request, digest, self._counts, "evaluation", lambda: self._workload.evaluate(vector))
+
+    def _masked(
+        self,
+        request: Envelope,
+        digest: bytes,
+        encoding: Encoding,
+        work: str,
+        compute: Callable[[], NDArray[np.generic]],
+    ) -> Mapping[str, bytes]:
+        """Open a sum, charge for it, compute and mask; what was answered before a restart is only sent again."""
+        opening, stage = _part(request, "secagg"), request.stage.value
+        known = self._session.answered(opening, input_digest=digest, stage=stage, encoding=encoding)
+        if known is not None:
+            return {"secagg": known}
         with self.log.watch.timed("secagg"):
-            ticket = self._session.open_input(
-                _part(request, "secagg"), input_digest=digest, stage=request.stage.value, encoding=self._counts
-            )
+            ticket = self._session.open_input(opening, input_digest=digest, stage=stage, encoding=encoding)
         self._charge(request, ticket, digest)
-        with self.log.watch.timed("evaluation"):
-            cells = self._workload.evaluate(vector)
+        with self.log.watch.timed(work):
+            values = compute()
         with self.log.watch.timed("secagg"):
-            return {"secagg": self._session.mask(ticket, cells)}
+            return {"secagg": self._session.mask(ticket, values)}
 
     def _charge(self, request: Envelope, ticket: Ticket, digest: bytes) -> None:
         key = ChargeKey(

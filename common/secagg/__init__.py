@@ -7,8 +7,9 @@ update twice, a second view of one instance, a threshold that comes from the ser
 """
 
 from common.secagg.encoding import Encoding
+from common.secagg.epoch import Sum
 from common.secagg.instance import Ticket
-from common.secagg.server import ServerSession, Sum
+from common.secagg.server import ServerSession
 from common.secagg.site import SiteSession
 from common.secagg.terms import Terms
 from common.secagg.transitions import Phase

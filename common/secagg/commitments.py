@@ -10,36 +10,41 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from common.secagg.wire import Prepare
+from common.secagg.wire import Prepare, packed_indices
 
 
 def commit(share: bytes, kind: bytes, owner: int, holder: int) -> bytes:
     """Return the commitment to one share of ``owner``'s, held by ``holder``; the kind is ``seed`` or ``mask``."""
-    return hashlib.sha256(b"consilium/v1/secagg/share/" + kind + bytes([owner, holder]) + share).digest()
+    return hashlib.sha256(b"consilium/v1/secagg/share/" + kind + packed_indices((owner, holder)) + share).digest()
 
 
 def leaf(holder: int, sealed: bytes, commitments: tuple[bytes, bytes]) -> bytes:
     """Return one peer's leaf."""
-    return hashlib.sha256(b"\x00" + bytes([holder]) + sealed + b"".join(commitments)).digest()
+    return hashlib.sha256(b"\x00" + packed_indices((holder,)) + sealed + b"".join(commitments)).digest()
 
 
-def root_of(leaves: Sequence[bytes]) -> bytes:
-    """Return the root over leaves in their order."""
-    level = list(leaves)
-    while len(level) > 1:
-        level = [_node(*level[i : i + 2]) for i in range(0, len(level), 2)]
-    return level[0]
+class Tree:
+    """A Merkle tree over leaves in their order.
 
+    root  32 bytes
+    """
 
-def path_of(leaves: Sequence[bytes], place: int) -> tuple[bytes, ...]:
-    """Return the siblings from a leaf up to the root; an absent sibling is 32 zero bytes."""
-    level, path = list(leaves), []
-    while len(level) > 1:
-        sibling = place ^ 1
-        path.append(level[sibling] if sibling < len(level) else bytes(32))
-        level = [_node(*level[i : i + 2]) for i in range(0, len(level), 2)]
-        place //= 2
-    return tuple(path)
+    __slots__ = ("_levels", "root")
+
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        self._levels = [list(leaves)]
+        while len(level := self._levels[-1]) > 1:
+            self._levels.append([_node(*level[i : i + 2]) for i in range(0, len(level), 2)])
+        self.root = self._levels[-1][0]
+
+    def path(self, place: int) -> tuple[bytes, ...]:
+        """Return the siblings from a leaf up to the root; an absent sibling is 32 zero bytes."""
+        path = []
+        for level in self._levels[:-1]:
+            sibling = place ^ 1
+            path.append(level[sibling] if sibling < len(level) else bytes(32))
+            place //= 2
+        return tuple(path)
 
 
 def climb(start: bytes, place: int, path: Sequence[bytes]) -> bytes:
@@ -61,7 +66,7 @@ def leaves_of(prepare: Prepare, holders: Sequence[int]) -> list[bytes]:
 
 def signed_prepare(session: bytes, instance: int, index: int, key: bytes, root: bytes) -> bytes:
     """Return what a prepare's signature covers."""
-    return session + instance.to_bytes(8, "big") + bytes([index]) + key + root
+    return session + instance.to_bytes(8, "big") + packed_indices((index,)) + key + root
 
 
 def _node(left: bytes, right: bytes = b"") -> bytes:

@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from common.secagg.encoding import Encoding
 from common.secagg.terms import Terms
-from common.secagg.wire import Hello
+from common.secagg.wire import Hello, packed_indices
 
 
 def session_of(terms: Terms, server_nonce: bytes, hellos: Mapping[int, Hello]) -> bytes:
     """Return the 32 bytes that name an epoch; every participant's fresh nonce and key are in it (RULES 5)."""
-    parts = [bytes([index]) + hello.nonce + hello.key for index, hello in sorted(hellos.items())]
+    parts = [packed_indices((index,)) + hello.nonce + hello.key for index, hello in sorted(hellos.items())]
     return _digest(b"session", terms.study, server_nonce, *parts)
 
 
 def acknowledged(session: bytes, instance: int, roots: Mapping[int, tuple[bytes, bytes]]) -> bytes:
     """Return what an acknowledgement signs: every participant's mask key and the root of its prepare."""
-    parts = [bytes([index]) + key + root for index, (key, root) in sorted(roots.items())]
+    parts = [packed_indices((index,)) + key + root for index, (key, root) in sorted(roots.items())]
     return _digest(b"acknowledge", session, instance.to_bytes(8, "big"), *parts)
 
 
@@ -32,7 +32,7 @@ def context_of(
     keys: Mapping[int, bytes],
 ) -> bytes:
     """Return the sum's context, which keys every mask (RULES 1): sites that differ in any of it share no mask."""
-    parts = [bytes([index]) + key for index, key in sorted(keys.items())]
+    parts = [packed_indices((index,)) + key for index, key in sorted(keys.items())]
     return _digest(
         b"context",
         terms.study,
@@ -47,7 +47,7 @@ def context_of(
 
 def view_of(context: bytes, survivors: Sequence[int]) -> bytes:
     """Return what a site signs when it states who survived."""
-    return _digest(b"view", context, bytes(survivors))
+    return _digest(b"view", context, packed_indices(survivors))
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -39,9 +39,13 @@ class Instance:
 
 @dataclass(slots=True, repr=False)
 class Opened:
-    """The sum that is being taken: its ticket, how it is encoded, and the view that was signed, if any."""
+    """The sum that is being taken: its ticket, how it is encoded, and the view that was signed, if any.
+
+    name  under which its reply is journalled
+    """
 
     ticket: Ticket
     encoding: Encoding
     cohort: tuple[int, ...]
+    name: bytes
     view: bytes | None = None

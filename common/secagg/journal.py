@@ -20,7 +20,7 @@ class Entry:
 
     name      32 bytes, digest of the request that it answers
     step      which step was taken, the value of a :class:`~common.secagg.transitions.Step`
-    instance  number of the sum, 0 where none is open
+    instance  the highest that was opened by then, 0 for none
     view      32 bytes once a view was signed, else empty
     reply     the bytes that leave
     """

@@ -63,17 +63,13 @@ def combine(places: Sequence[int], shares: Sequence[bytes]) -> bytes:
     return bytes(np.bitwise_xor.reduce(_MUL[weights[:, None], stacked], axis=0).tobytes())
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _lagrange(places: tuple[int, ...]) -> tuple[int, ...]:
     """Return each share's weight in the value at zero."""
     if len(set(places)) != len(places):
         raise ConsiliumError(errors.SECAGG_SHARE, "a share was given twice")
-    points = [place + 1 for place in places]
-    weights = []
-    for point in points:
-        power = 0
-        for other in points:
-            if other != point:
-                power += int(_LOG[other]) - int(_LOG[other ^ point])
-        weights.append(int(_EXP[power % 255]))
-    return tuple(weights)
+    points = np.array(places, dtype=np.int64) + 1
+    # The logarithm of zero stands as 0 in the table, so that a point adds nothing for itself below the fraction.
+    above = _LOG[points].sum() - _LOG[points]
+    below = _LOG[points[:, None] ^ points[None, :]].sum(axis=1)
+    return tuple(int(weight) for weight in _EXP[(above - below) % 255])

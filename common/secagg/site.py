@@ -20,16 +20,20 @@ from common.errors import ConsiliumError
 from common.identity import Domain, Identity, SiteId, verify
 from common.secagg import shamir
 from common.secagg.channels import Channel, KeyPair
-from common.secagg.commitments import climb, commit, leaf, leaves_of, root_of, signed_prepare
+from common.secagg.commitments import Tree, climb, commit, leaf, leaves_of, signed_prepare
 from common.secagg.context import acknowledged, context_of, session_of, view_of
 from common.secagg.encoding import Encoding, Entropy
+from common.secagg.graph import Graph
 from common.secagg.instance import Instance, Opened, Ticket
+from common.secagg.journal import Entry, Journal, MemoryJournal
 from common.secagg.masks import add_mask, mask_key
 from common.secagg.terms import Terms
 from common.secagg.transitions import State, Step, after
 from common.secagg.wire import (
     DIGEST_BYTES,
+    MASK,
     NONCE_BYTES,
+    SEED,
     SHARE_BYTES,
     SIGNATURE_BYTES,
     Delivery,
@@ -38,6 +42,7 @@ from common.secagg.wire import (
     Prepare,
     Reader,
     Writer,
+    packed_indices,
     read_deliveries,
     read_signatures,
     write_signatures,
@@ -45,7 +50,6 @@ from common.secagg.wire import (
 from common.study import Study
 
 T = TypeVar("T")
-SEED, MASK = b"seed", b"mask"
 
 
 class SiteSession:
@@ -53,6 +57,7 @@ class SiteSession:
 
     verified  peers whose fingerprints this site compared out of band (RULES 3)
     entropy   source of keys, seeds and rounding
+    journal   what was opened and answered; a site that starts again with it re-sends, and rejoins in a new epoch
     clamped   coordinates clamped so far; stays on site
     """
 
@@ -64,22 +69,22 @@ class SiteSession:
         *,
         verified: frozenset[SiteId],
         entropy: Entropy = os.urandom,
+        journal: Journal | None = None,
     ) -> None:
         self._terms, self._identity, self._site = terms, identity, site
         self._index = terms.index(site)
         self._verified, self._entropy = verified, entropy
         self._state = State.IDLE
-        self._floor = 0
+        self._journal: Journal = MemoryJournal() if journal is None else journal
         self._server_nonce = b""
         self._nonce = b""
         self._channel_key: KeyPair | None = None
         self._session = b""
-        self._members: tuple[int, ...] = ()
+        self._graph: Graph | None = None
         self._channels: dict[int, Channel] = {}
         self._current: Instance | None = None
         self._following: Instance | None = None
         self._opened: Opened | None = None
-        self._answers: dict[bytes, bytes] = {}
         self.clamped = 0
 
     @classmethod
@@ -91,9 +96,11 @@ class SiteSession:
         *,
         verified: frozenset[SiteId],
         entropy: Entropy = os.urandom,
+        journal: Journal | None = None,
     ) -> SiteSession:
         """Return a session under a study's own terms."""
-        return cls(Terms.from_study(study), identity, site, verified=verified, entropy=entropy)
+        terms = Terms.from_study(study)
+        return cls(terms, identity, site, verified=verified, entropy=entropy, journal=journal)
 
     def __repr__(self) -> str:
         return f"SiteSession({self._site}, {self._state.value})"
@@ -117,31 +124,35 @@ class SiteSession:
         Raises CSL-402 to CSL-406. A sum that was opened is never opened again (CSL-402).
         """
         state = after(self._state, Step.OPEN)
-        instance = _need(self._current)
+        instance, graph = _need(self._current), _need(self._graph)
         with Reader(request, Kind.INPUT_REQUEST) as reader:
             session, number = reader.fixed(DIGEST_BYTES), reader.number(8)
             signatures = read_signatures(reader)
         self._check_session(session)
-        if number != instance.number or number <= self._floor:
+        if number != instance.number or number <= self._journal.floor():
             raise ConsiliumError(errors.SECAGG_REPLAY, f"instance {number}")
-        if tuple(sorted(signatures)) != self._members:
+        # In a neighbourhood a site cannot tell what others were shown: their acknowledgements are the server's affair.
+        if tuple(sorted(signatures)) != (graph.members if graph.complete else ()):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "not every participant acknowledged every other")
         agreed = acknowledged(self._session, number, instance.roots)
         for index, signature in signatures.items():
             self._verify(index, Domain.SECAGG_ACKNOWLEDGE, agreed, signature)
-        cohort = tuple(self._terms.roster[index] for index in self._members)
+        cohort = tuple(self._terms.roster[index] for index in graph.members)
         self._terms.check_cohort(cohort)
         self._terms.check_survivors(cohort, cohort)
         self._terms.check_own(self._site, self._verified, cohort, cohort)
-        context = context_of(self._terms, self._session, number, stage, input_digest, encoding, instance.peer_keys)
-        self._state, self._floor = state, number
-        self._opened = Opened(Ticket(number, cohort, context), encoding, self._members)
+        keys = instance.peer_keys if graph.complete else {}
+        context = context_of(self._terms, self._session, number, stage, input_digest, encoding, keys)
+        self._journal.opened(number)
+        self._state = state
+        name = _input_name(request, input_digest, stage, encoding)
+        self._opened = Opened(Ticket(number, cohort, context), encoding, graph.members, name)
         return self._opened.ticket
 
     def mask(self, ticket: Ticket, values: NDArray[np.generic]) -> bytes:
         """Mask one site's values for one sum, once; raises CSL-405 for a ticket that is not the open one.
 
-        The reply also shares the secrets of the next instance.
+        The reply also shares the secrets of the next instance, and is journalled before it is returned.
         """
         opened, instance = self._opened, self._current
         if opened is None or instance is None or ticket is not opened.ticket:
@@ -152,14 +163,17 @@ class SiteSession:
         self._state = state
         self.clamped += clamped
         add_mask(lanes, mask_key(instance.seed, SEED, ticket.context))
-        for index in opened.cohort:
-            if index != self._index:
-                secret = instance.mask.agree(instance.peer_keys[index])
-                add_mask(lanes, mask_key(secret, MASK, ticket.context), subtract=self._index > index)
+        for index in _need(self._graph).peers(self._index):
+            secret = instance.mask.agree(instance.peer_keys[index])
+            add_mask(lanes, mask_key(secret, MASK, ticket.context), subtract=self._index > index)
         self._following = self._draw(instance.number + 1)
         writer = Writer(Kind.INPUT).blob(opened.encoding.pack(lanes))
         self._sealed_prepare(self._following).write(writer)
-        return writer.done()
+        return self._write(opened.name, Step.MASK, writer.done())
+
+    def answered(self, request: bytes, *, input_digest: bytes, stage: str, encoding: Encoding) -> bytes | None:
+        """Return the reply that this very input was given before, even before a restart; None where there is none."""
+        return self._journal.replies().get(_input_name(request, input_digest, stage, encoding))
 
     def view(self, request: bytes) -> bytes:
         """Sign who survived: one view an instance, and none after the whole cohort was unmasked."""
@@ -169,56 +183,55 @@ class SiteSession:
         """Reveal what opens the sum: for each survivor its seed's share, for each lost site its mask key's share."""
         return self._once(request, self._unmask)
 
-    def _hello(self, request: bytes) -> bytes:
+    def _hello(self, request: bytes) -> tuple[Step, bytes]:
         state = after(self._state, Step.HELLO)
         with Reader(request, Kind.HELLO_REQUEST) as reader:
             server_nonce = reader.fixed(NONCE_BYTES)
         self._forget()
         self._state, self._server_nonce = state, server_nonce
-        self._nonce = self._entropy(NONCE_BYTES)
+        self._nonce, floor = self._entropy(NONCE_BYTES), self._journal.floor()
         self._channel_key = KeyPair(self._entropy(32))
-        hello = Hello(self._nonce, self._channel_key.public, self._floor, bytes(SIGNATURE_BYTES))
+        hello = Hello(self._nonce, self._channel_key.public, floor, bytes(SIGNATURE_BYTES))
         signed = hello.signed(self._terms.study, server_nonce, self._index)
         writer = Writer(Kind.HELLO)
-        Hello(self._nonce, hello.key, self._floor, self._identity.sign(Domain.SECAGG_HELLO, signed)).write(writer)
-        return writer.done()
+        Hello(self._nonce, hello.key, floor, self._identity.sign(Domain.SECAGG_HELLO, signed)).write(writer)
+        return Step.HELLO, writer.done()
 
-    def _prepare(self, request: bytes) -> bytes:
+    def _prepare(self, request: bytes) -> tuple[Step, bytes]:
         state, own = after(self._state, Step.PREPARE), _need(self._channel_key)
         with Reader(request, Kind.PREPARE_REQUEST) as reader:
             members = reader.indices(len(self._terms.roster))
             hellos = {index: Hello.read(reader) for index in members}
         mine = hellos.get(self._index)
-        if mine is None or (mine.nonce, mine.key, mine.floor) != (self._nonce, own.public, self._floor):
+        if mine is None or (mine.nonce, mine.key, mine.floor) != (self._nonce, own.public, self._journal.floor()):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site's own hello is not among them")
-        for index, hello in hellos.items():
-            signed = hello.signed(self._terms.study, self._server_nonce, index)
-            self._verify(index, Domain.SECAGG_HELLO, signed, hello.signature)
         cohort = tuple(self._terms.roster[index] for index in members)
         self._terms.check_cohort(cohort)
         self._terms.check_own(self._site, self._verified, cohort, cohort)
-        self._session = session_of(self._terms, self._server_nonce, hellos)
-        self._members = members
-        self._channels = {
-            index: Channel(own, hello.key, self._session) for index, hello in hellos.items() if index != self._index
-        }
+        session = session_of(self._terms, self._server_nonce, hellos)
+        graph = Graph.of(self._terms, session, members)
+        for index in sorted({self._index, *graph.peers(self._index)}):
+            signed = hellos[index].signed(self._terms.study, self._server_nonce, index)
+            self._verify(index, Domain.SECAGG_HELLO, signed, hellos[index].signature)
+        self._session, self._graph = session, graph
+        self._channels = {index: Channel(own, hellos[index].key, session) for index in graph.peers(self._index)}
         self._channel_key = None
         self._current = self._draw(1 + max(hello.floor for hello in hellos.values()))
         self._state = state
         writer = Writer(Kind.PREPARE)
         self._sealed_prepare(self._current).write(writer)
-        return writer.done()
+        return Step.PREPARE, writer.done()
 
-    def _acknowledge(self, request: bytes) -> bytes:
+    def _acknowledge(self, request: bytes) -> tuple[Step, bytes]:
         state = after(self._state, Step.ACKNOWLEDGE)
         with Reader(request, Kind.ACKNOWLEDGE_REQUEST) as reader:
             self._check_session(reader.fixed(DIGEST_BYTES))
             deliveries = read_deliveries(reader)
         signature = self._accept(_need(self._current), deliveries)
         self._state = state
-        return Writer(Kind.ACKNOWLEDGE).fixed(signature).done()
+        return Step.ACKNOWLEDGE, Writer(Kind.ACKNOWLEDGE).fixed(signature).done()
 
-    def _view(self, request: bytes) -> bytes:
+    def _view(self, request: bytes) -> tuple[Step, bytes]:
         state, opened = after(self._state, Step.VIEW), _need(self._opened)
         with Reader(request, Kind.VIEW_REQUEST) as reader:
             self._check_instance(reader, opened)
@@ -228,9 +241,9 @@ class SiteSession:
             raise ConsiliumError(errors.SECAGG_ILLEGAL, "nobody was lost: no view is needed")
         opened.view = view_of(opened.ticket.context, survivors)
         self._state = state
-        return Writer(Kind.VIEW).fixed(self._identity.sign(Domain.SECAGG_VIEW, opened.view)).done()
+        return Step.VIEW, Writer(Kind.VIEW).fixed(self._identity.sign(Domain.SECAGG_VIEW, opened.view)).done()
 
-    def _unmask(self, request: bytes) -> bytes:
+    def _unmask(self, request: bytes) -> tuple[Step, bytes]:
         opened, instance = _need(self._opened), _need(self._current)
         with Reader(request, Kind.UNMASK_REQUEST) as reader:
             self._check_instance(reader, opened)
@@ -239,15 +252,17 @@ class SiteSession:
             deliveries = read_deliveries(reader)
         self._check_survivors(survivors, opened)
         whole = survivors == opened.cohort
-        state = after(self._state, Step.UNMASK_ALL if whole else Step.UNMASK_VIEW)
+        step = Step.UNMASK_ALL if whole else Step.UNMASK_VIEW
+        state = after(self._state, step)
         if not whole:
             self._check_view(survivors, signatures, opened)
         alive = set(survivors)
-        shares = [instance.peer_shares[index][0 if index in alive else 1] for index in opened.cohort]
+        owners = _need(self._graph).circle(self._index)
+        shares = [instance.peer_shares[index][0 if index in alive else 1] for index in owners]
         writer = Writer(Kind.UNMASK).fixed(b"".join(shares))
         self._current, self._opened, self._state = None, None, state
         self._begin_following(deliveries if whole else {}, writer)
-        return writer.done()
+        return step, writer.done()
 
     def _begin_following(self, deliveries: Mapping[int, Delivery], writer: Writer) -> None:
         """Take up the next instance if every member's prepare has arrived; else a new epoch is needed (RULES 5)."""
@@ -263,21 +278,23 @@ class SiteSession:
         return Instance(number, self._entropy(SHARE_BYTES), KeyPair(self._entropy(SHARE_BYTES)))
 
     def _sealed_prepare(self, instance: Instance) -> Prepare:
-        threshold = self._terms.threshold(len(self._members))
-        seeds = shamir.split(instance.seed, len(self._members), threshold, self._entropy)
-        masks = shamir.split(instance.mask.private_bytes(), len(self._members), threshold, self._entropy)
+        graph = _need(self._graph)
+        holders = graph.circle(self._index)
+        secrets = instance.seed + instance.mask.private_bytes()
         sealed, commitments = [], []
-        for place, holder in enumerate(self._members):
-            pair = (seeds[place], masks[place])
+        for holder, share in zip(
+            holders, shamir.split(secrets, len(holders), graph.threshold, self._entropy), strict=True
+        ):
+            pair = (share[:SHARE_BYTES], share[SHARE_BYTES:])
             commitments.append((commit(pair[0], SEED, self._index, holder), commit(pair[1], MASK, self._index, holder)))
             if holder == self._index:
                 instance.own_shares = pair
                 sealed.append(b"")
             else:
-                bound = instance.mask.public + bytes([self._index, holder])
+                bound = instance.mask.public + packed_indices((self._index, holder))
                 sealed.append(self._channels[holder].seal(instance.number, b"".join(pair), bound))
         unsigned = Prepare(instance.number, instance.mask.public, tuple(sealed), tuple(commitments), b"")
-        instance.root = root_of(leaves_of(unsigned, self._members))
+        instance.root = Tree(leaves_of(unsigned, holders)).root
         signed = signed_prepare(self._session, instance.number, self._index, unsigned.key, instance.root)
         return Prepare(
             instance.number,
@@ -289,19 +306,20 @@ class SiteSession:
 
     def _accept(self, instance: Instance, deliveries: Mapping[int, Delivery]) -> bytes:
         """Check and keep what every member shared; returns the signed acknowledgement of all of it."""
-        if tuple(sorted({*deliveries, self._index})) != self._members or self._index in deliveries:
+        graph = _need(self._graph)
+        if tuple(sorted(deliveries)) != graph.peers(self._index):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "not every member's prepare is here")
-        place = self._members.index(self._index)
         keys = {self._index: instance.mask.public}
         shares = {self._index: instance.own_shares}
         roots = {self._index: (instance.mask.public, instance.root)}
         for index, delivery in deliveries.items():
-            bound = delivery.key + bytes([index, self._index])
+            bound = delivery.key + packed_indices((index, self._index))
             plain = self._channels[index].open(instance.number, delivery.sealed, bound)
             if len(plain) != 2 * SHARE_BYTES:
                 raise ConsiliumError(errors.SECAGG_SHARE, f"of {self._terms.roster[index]}, which is no pair of shares")
             pair = (plain[:SHARE_BYTES], plain[SHARE_BYTES:])
             commitments = (commit(pair[0], SEED, index, self._index), commit(pair[1], MASK, index, self._index))
+            place = graph.circle(index).index(self._index)
             root = climb(leaf(self._index, delivery.sealed, commitments), place, delivery.path)
             signed = signed_prepare(self._session, instance.number, index, delivery.key, root)
             self._verify(index, Domain.SECAGG_PREPARE, signed, delivery.signature)
@@ -316,7 +334,9 @@ class SiteSession:
         view = view_of(opened.ticket.context, survivors)
         if view != opened.view:
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "another view than the one this site signed")
-        if len(signatures) < self._terms.threshold(len(opened.cohort)) or not set(signatures) <= set(survivors):
+        graph = _need(self._graph)
+        signers = set(survivors).intersection(graph.circle(self._index))
+        if len(signatures) < graph.threshold or not set(signatures) <= signers:
             raise ConsiliumError(errors.SECAGG_THRESHOLD, f"{len(signatures)} signatures of survivors on this view")
         for index, signature in signatures.items():
             self._verify(index, Domain.SECAGG_VIEW, view, signature)
@@ -346,18 +366,29 @@ class SiteSession:
         except ConsiliumError as error:
             raise ConsiliumError(errors.SECAGG_SIGNATURE, f"{site}, {domain.value}") from error
 
-    def _once(self, request: bytes, step: Callable[[bytes], bytes]) -> bytes:
+    def _once(self, request: bytes, take: Callable[[bytes], tuple[Step, bytes]]) -> bytes:
         """Answer a request, or answer it again with the very same bytes."""
         name = hashlib.sha256(request).digest()
-        if name not in self._answers:
-            self._answers[name] = step(request)
-        return self._answers[name]
+        known = self._journal.replies().get(name)
+        return self._write(name, *take(request)) if known is None else known
+
+    def _write(self, name: bytes, step: Step, reply: bytes) -> bytes:
+        """Journal a reply before it leaves (RULES 5)."""
+        view = b"" if self._opened is None else self._opened.view or b""
+        self._journal.write(Entry(name, step.value, self._journal.floor(), view, reply))
+        return reply
 
     def _forget(self) -> None:
         """Drop every secret and every answer of the epoch; what remains is the floor."""
-        self._session, self._members, self._channels = b"", (), {}
+        self._session, self._graph, self._channels = b"", None, {}
         self._channel_key, self._current, self._following, self._opened = None, None, None, None
-        self._answers.clear()
+        self._journal.new_epoch()
+
+
+def _input_name(request: bytes, input_digest: bytes, stage: str, encoding: Encoding) -> bytes:
+    """Return the name under which the reply to an input is kept: all that it answers is in it."""
+    parts = (request, input_digest, stage.encode(), encoding.digest())
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def _need(value: T | None) -> T:

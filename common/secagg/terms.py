@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import PublicKey, SiteId
-from common.study import Study
+from common.secagg.neighbours import Neighbourhood, required
+from common.study import Neighbourhoods, Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Terms:
     bands           each site's public weight band
     minimum_cohort  fewest survivors of a sum, whatever the thresholds allow
     max_share       largest share of the weights that one survivor may have
+    neighbourhoods  in a simulation of many sites, what its neighbourhoods must withstand; else None
     """
 
     study: bytes
@@ -32,6 +34,7 @@ class Terms:
     bands: Mapping[SiteId, int]
     minimum_cohort: int
     max_share: float
+    neighbourhoods: Neighbourhoods | None = None
 
     @classmethod
     def from_study(cls, study: Study) -> Terms:
@@ -43,12 +46,22 @@ class Terms:
             bands={member.site_id: member.band for member in study.roster},
             minimum_cohort=study.aggregation.minimum_cohort,
             max_share=study.aggregation.max_share,
+            neighbourhoods=study.neighbourhoods,
         )
 
     @property
     def tolerated(self) -> int:
-        """Colluding sites that the study tolerates: a third of the roster, whatever the cohort (RULES 2)."""
+        """Colluding sites that the study tolerates: a third of the roster, whatever the cohort (RULES 2).
+
+        In a simulation with neighbourhoods: the share of corrupt sites for which these are computed.
+        """
+        if self.neighbourhoods is not None:
+            return int(self.neighbourhoods.corrupt * len(self.roster))
         return len(self.roster) // 3
+
+    def degree(self, cohort: int) -> int | None:
+        """Return how many neighbours a site of such a cohort has; None where every site shares with every other."""
+        return self._neighbourhood(cohort).degree if self.neighbourhoods is not None else None
 
     def index(self, site: SiteId) -> int:
         """Return a site's index; raises CSL-122 for a stranger."""
@@ -61,8 +74,11 @@ class Terms:
         """Return the shares that open a secret, and the signatures that make a view, for a cohort of that size.
 
         t = max(floor(2n/3), floor((n + f)/2)) + 1. Two sets of t sites share more than f sites, so some honest site is
-        in both; it reveals one kind of share only, and nobody ever holds t shares of both secrets of one site.
+        in both; it reveals one kind of share only, and nobody ever holds t shares of both secrets of one site. In a
+        simulation with neighbourhoods both are counted among a site's neighbours, and t is theirs; raises CSL-404.
         """
+        if self.neighbourhoods is not None:
+            return self._neighbourhood(cohort).threshold
         return max(2 * cohort // 3, (cohort + self.tolerated) // 2) + 1
 
     def survivors_needed(self, cohort: int) -> int:
@@ -71,7 +87,8 @@ class Terms:
         The threshold; the study's minimum; and the site itself with two honest others beyond those who may collude,
         which is what every site asks for in :meth:`check_own`, so that the server never waits for what sites refuse.
         """
-        return max(self.threshold(cohort), self.tolerated + 3, self.minimum_cohort)
+        fewest = max(self.tolerated + 3, self.minimum_cohort)
+        return fewest if self.neighbourhoods is not None else max(self.threshold(cohort), fewest)
 
     def check_cohort(self, cohort: Collection[SiteId]) -> None:
         """Raise CSL-404 for a cohort from which no sum could be opened even if nobody is lost."""
@@ -103,8 +120,23 @@ class Terms:
         """
         unverified = sum(1 for peer in cohort if peer != site and peer not in verified)
         colluders = max(self.tolerated, unverified)
-        if 2 * self.threshold(len(cohort)) <= len(cohort) + colluders:
+        if self.neighbourhoods is not None:
+            if unverified:
+                raise ConsiliumError(errors.SECAGG_THRESHOLD, "with neighbourhoods every peer has to be verified")
+        elif 2 * self.threshold(len(cohort)) <= len(cohort) + colluders:
             raise ConsiliumError(errors.SECAGG_THRESHOLD, f"{unverified} peers here are not verified")
         trusted = sum(1 for peer in survivors if peer != site and peer in verified)
         if trusted - (colluders - unverified) < 2:
             raise ConsiliumError(errors.SECAGG_THRESHOLD, "too few verified peers among the survivors")
+
+    def _neighbourhood(self, cohort: int) -> Neighbourhood:
+        wanted = self.neighbourhoods
+        assert wanted is not None
+        return required(
+            cohort,
+            corrupt=wanted.corrupt,
+            lost=wanted.lost,
+            privacy_bits=wanted.privacy_bits,
+            liveness_bits=wanted.liveness_bits,
+            cheating=wanted.cheating,
+        )

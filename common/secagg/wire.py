@@ -12,12 +12,16 @@ from enum import IntEnum
 from itertools import pairwise
 from types import TracebackType
 
+import numpy as np
+
 from common import errors
 from common.errors import ConsiliumError
-from common.study import MAX_SITES
+from common.study import MAX_SIMULATED_SITES
 
 VERSION = 1
 MAX_VECTOR_BYTES = 1 << 30
+SEED, MASK = b"seed", b"mask"
+"""The two secrets of an instance, as commitments and mask keys name them."""
 KEY_BYTES = 32
 NONCE_BYTES = 32
 DIGEST_BYTES = 32
@@ -29,10 +33,12 @@ MAX_INSTANCE = 1 << 62
 """No instance number comes near; one that does is a forgery that would overflow its field."""
 MAX_PATH = 8
 """Depth of a Merkle tree over at most 255 peers."""
+INDEX_BYTES = 2
+"""A site's index: deployments stop at 255 sites, simulations go on."""
 
 
 class Kind(IntEnum):
-    """What a message is."""
+    """What a message is; the last is a server's own, for its journal."""
 
     HELLO_REQUEST = 1
     HELLO = 2
@@ -46,6 +52,7 @@ class Kind(IntEnum):
     VIEW = 10
     UNMASK_REQUEST = 11
     UNMASK = 12
+    EPOCH = 64
 
 
 class Writer:
@@ -70,7 +77,7 @@ class Writer:
 
     def indices(self, values: Sequence[int]) -> Writer:
         """Append rising site indices after their count."""
-        return self.number(len(values), 1).fixed(bytes(values))
+        return self.number(len(values), INDEX_BYTES).fixed(packed_indices(values))
 
     def done(self) -> bytes:
         """Return the message."""
@@ -114,7 +121,7 @@ class Reader:
 
     def indices(self, below: int) -> tuple[int, ...]:
         """Return strictly rising site indices below a bound."""
-        values = tuple(self.fixed(self.number(1)))
+        values = tuple(int(value) for value in np.frombuffer(self.fixed(INDEX_BYTES * self.number(INDEX_BYTES)), ">u2"))
         if any(a >= b for a, b in pairwise(values)) or any(value >= below for value in values):
             raise ConsiliumError(errors.SECAGG_MALFORMED, "site indices are out of order or out of range")
         return values
@@ -134,7 +141,7 @@ class Hello:
 
     def signed(self, study: bytes, server_nonce: bytes, index: int) -> bytes:
         """Return what the signature covers."""
-        return study + server_nonce + bytes([index]) + self.nonce + self.key + self.floor.to_bytes(8, "big")
+        return study + server_nonce + packed_indices((index,)) + self.nonce + self.key + self.floor.to_bytes(8, "big")
 
     def write(self, writer: Writer) -> None:
         """Append the fields."""
@@ -151,9 +158,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """A site's mask key for one instance, with sealed shares and commitments for every peer in the order of indices.
+    """A site's mask key for one instance, with sealed shares and commitments for every holder in the order of indices.
 
-    sealed       one ciphertext a peer, SEALED_BYTES each; empty for the site itself
+    sealed       one ciphertext a holder, SEALED_BYTES each; empty for the site itself
     commitments  two digests a peer: of its share of the self-mask seed, of its share of the mask key
     """
 
@@ -205,22 +212,29 @@ class Delivery:
         return cls(key, sealed, path, reader.fixed(SIGNATURE_BYTES))
 
 
+def packed_indices(indices: Iterable[int]) -> bytes:
+    """Return site indices as they enter messages, signatures and hashes: two bytes each."""
+    return b"".join(index.to_bytes(INDEX_BYTES, "big") for index in indices)
+
+
 def write_deliveries(writer: Writer, deliveries: Iterable[tuple[int, Delivery]]) -> None:
     """Append deliveries by the index of their sender."""
     listed = list(deliveries)
     writer.number(len(listed), 1)
     for index, delivery in listed:
-        writer.number(index, 1)
+        writer.number(index, INDEX_BYTES)
         delivery.write(writer)
 
 
 def read_deliveries(reader: Reader) -> dict[int, Delivery]:
     """Read what :func:`write_deliveries` wrote; indices rise."""
     found: dict[int, Delivery] = {}
+    last = 0
     for _ in range(reader.number(1)):
-        index = reader.number(1)
-        if index >= MAX_SITES or (found and index <= max(found)):
+        index = reader.number(INDEX_BYTES)
+        if index >= MAX_SIMULATED_SITES or (found and index <= last):
             raise ConsiliumError(errors.SECAGG_MALFORMED, "site indices are out of order or out of range")
+        last = index
         found[index] = Delivery.read(reader)
     return found
 
@@ -230,15 +244,17 @@ def write_signatures(writer: Writer, signatures: Iterable[tuple[int, bytes]]) ->
     listed = sorted(signatures)
     writer.number(len(listed), 1)
     for index, signature in listed:
-        writer.number(index, 1).fixed(signature)
+        writer.number(index, INDEX_BYTES).fixed(signature)
 
 
 def read_signatures(reader: Reader) -> dict[int, bytes]:
     """Read what :func:`write_signatures` wrote; indices rise."""
     found: dict[int, bytes] = {}
+    last = 0
     for _ in range(reader.number(1)):
-        index = reader.number(1)
-        if found and index <= max(found):
+        index = reader.number(INDEX_BYTES)
+        if found and index <= last:
             raise ConsiliumError(errors.SECAGG_MALFORMED, "site indices are out of order")
+        last = index
         found[index] = reader.fixed(SIGNATURE_BYTES)
     return found

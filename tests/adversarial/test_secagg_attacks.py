@@ -18,11 +18,11 @@ from common.identity import Identity, SiteId
 from common.secagg import Encoding, Phase, ServerSession, SiteSession, shamir, transitions
 from common.secagg.channels import KeyPair
 from common.secagg.context import context_of
+from common.secagg.journal import MemoryJournal
 from common.secagg.masks import Lanes, add_mask, mask_key
-from common.secagg.site import MASK, SEED
 from common.secagg.terms import Terms
 from common.secagg.transitions import State, Step
-from common.secagg.wire import Kind, Prepare, Reader, Writer, write_deliveries, write_signatures
+from common.secagg.wire import MASK, SEED, Kind, Prepare, Reader, Writer, write_deliveries, write_signatures
 from tests.protocols import (
     INPUT,
     Parties,
@@ -76,7 +76,7 @@ class Attack:
         return self.encoding.unpack(packed)
 
     def head(self, kind: Kind, survivors: Iterable[int]) -> Writer:
-        writer = Writer(kind).fixed(self.server._session).number(self.server._instance, 8)
+        writer = Writer(kind).fixed(self.server._epoch.session).number(self.server._epoch.instance, 8)
         return writer.indices(tuple(survivors))
 
     def view(self, survivors: Iterable[int]) -> bytes:
@@ -105,9 +105,9 @@ class Attack:
         """Open the victim's masked input with all the shares there are."""
         seed = shamir.combine(list(seed_shares), list(seed_shares.values()))
         pair = KeyPair(shamir.combine(list(mask_shares), list(mask_shares.values())))
-        lanes, context = self.inputs[self.victim].copy(), self.server._context
+        lanes, context = self.inputs[self.victim].copy(), self.server._epoch.context
         add_mask(lanes, mask_key(seed, SEED, context), subtract=True)
-        for index, shared in self.server._prepares.items():
+        for index, shared in self.server._epoch.prepares.items():
             if index != self.place:
                 secret = pair.agree(shared.prepare.key)
                 add_mask(lanes, mask_key(secret, MASK, context), subtract=self.place < index)
@@ -154,7 +154,7 @@ def test_one_swapped_key_among_honest_ones_is_refused() -> None:
     attack.server.open_epoch(attack.made.names)
     relay(attack.made)
     request = attack.server.requests()[attack.victim]
-    key = attack.server._hellos[2].key
+    key = attack.server._epoch.hellos[2].key
     with refused("CSL-403"):
         attack.made.sites[attack.victim].prepare(request.replace(key, KeyPair(b"\x05" * 32).public))
 
@@ -163,7 +163,7 @@ def test_a_hello_of_another_site_is_refused() -> None:
     attack = Attack(4)
     attack.server.open_epoch(attack.made.names)
     relay(attack.made)
-    attack.server._hellos[2] = attack.server._hellos[1]
+    attack.server._epoch.hellos[2] = attack.server._epoch.hellos[1]
     with refused("CSL-403"):
         attack.made.sites[attack.victim].prepare(attack.server.requests()[attack.victim])
 
@@ -173,7 +173,7 @@ def test_a_site_s_own_hello_of_before_is_refused() -> None:
     attack.server.open_epoch(attack.made.names)
     relay(attack.made)  # The server remembers this hello, and has the site draw another for the same nonce.
     site, old = attack.made.sites[attack.victim], attack.server.requests()[attack.victim]
-    for nonce in (b"\x01" * 32, attack.server._nonce):
+    for nonce in (b"\x01" * 32, attack.server._epoch.nonce):
         site.hello(Writer(Kind.HELLO_REQUEST).fixed(nonce).done())
     with refused("CSL-406"):
         site.prepare(old)
@@ -194,8 +194,8 @@ def shrunken(attack: Attack) -> list[int]:
     """Invite the victim and the colluders only, and take the colluders' numbers from the sum."""
     attack.server.open_epoch = nothing  # type: ignore[method-assign]
     server, members = attack.server, (attack.victim, *attack.colluders)
-    server.phase, server._nonce = Phase.HELLO, b"n" * 32
-    server._members = tuple(attack.made.names.index(site) for site in members)
+    server._epoch.phase, server._epoch.nonce = Phase.HELLO, b"n" * 32
+    server._epoch.members = tuple(attack.made.names.index(site) for site in members)
     for _ in (Phase.HELLO, Phase.PREPARE, Phase.ACKNOWLEDGE):
         for site, request in server.requests().items():
             server.receive(site, answer(attack.made.sites[site], server.phase, request))
@@ -324,19 +324,17 @@ def test_a_rewound_instance_number_is_refused_even_where_the_order_of_steps_allo
 
 
 def test_a_site_without_a_floor_is_rewound_and_read(monkeypatch: Patch) -> None:
-    class Floorless(SiteSession):
-        @property
-        def _floor(self) -> int:
+    class Floorless(MemoryJournal):
+        def floor(self) -> int:
             return 0
 
-        @_floor.setter
-        def _floor(self, value: int) -> None: ...
+        def opened(self, instance: int) -> None: ...
 
     monkeypatch.setattr(transitions, "SITE", REOPENING)
     attack = Attack(4)
     identity = attack.made.signed.sites[attack.victim]
-    attack.made.sites[attack.victim] = Floorless(
-        attack.made.terms, identity, attack.victim, verified=frozenset(attack.made.names)
+    attack.made.sites[attack.victim] = SiteSession(
+        attack.made.terms, identity, attack.victim, verified=frozenset(attack.made.names), journal=Floorless()
     )
     assert rewound(attack) == SECRET
 
@@ -344,7 +342,7 @@ def test_a_site_without_a_floor_is_rewound_and_read(monkeypatch: Patch) -> None:
 def test_a_prepare_of_another_epoch_is_refused() -> None:
     attack = Attack(4)
     set_up(attack.made)
-    attack.server.phase = Phase.ACKNOWLEDGE
+    attack.server._epoch.phase = Phase.ACKNOWLEDGE
     old = attack.server.requests()[attack.victim]
     attack.made.renew()
     attack.server.open_epoch(attack.made.names)
@@ -355,7 +353,7 @@ def test_a_prepare_of_another_epoch_is_refused() -> None:
         site.acknowledge(old)
     # The same under the new epoch's name: the channels and signatures are the old one's.
     with refused("CSL-407"):
-        site.acknowledge(old[:2] + attack.server._session + old[34:])
+        site.acknowledge(old[:2] + attack.server._epoch.session + old[34:])
     site.acknowledge(attack.server.requests()[attack.victim])
 
 
@@ -363,7 +361,7 @@ def test_a_prepare_of_another_instance_is_refused() -> None:
     attack = Attack(4)
     set_up(attack.made)
     send_inputs(attack.made, attack.encoding, attack.values)
-    attack.server._following = attack.server._prepares  # The first instance's again, for the second.
+    attack.server._epoch.following = attack.server._epoch.prepares  # The first instance's again, for the second.
     with refused("CSL-407"):
         attack.made.sites[attack.victim].unmask(attack.server.requests()[attack.victim])
 
@@ -382,9 +380,9 @@ def test_an_input_request_of_another_epoch_or_instance_is_refused() -> None:
 def test_the_acknowledgements_of_one_instance_open_no_other() -> None:
     attack = Attack(4)
     set_up(attack.made)
-    old = dict(attack.server._acknowledgements)
+    old = dict(attack.server._epoch.acknowledgements)
     take_sum(attack.made, attack.encoding, attack.values)
-    attack.server._acknowledgements = old
+    attack.server._epoch.acknowledgements = old
     attack.server.begin(stage="fit", input_digest=INPUT, encoding=attack.encoding)
     with refused("CSL-403"):
         ticket(attack.made, attack.victim, attack.server.requests()[attack.victim], attack.encoding)
@@ -393,7 +391,7 @@ def test_the_acknowledgements_of_one_instance_open_no_other() -> None:
 def test_a_sum_that_not_every_member_acknowledged_is_not_opened() -> None:
     attack = Attack(4)
     set_up(attack.made)
-    del attack.server._acknowledgements[3]
+    del attack.server._epoch.acknowledgements[3]
     attack.server.begin(stage="fit", input_digest=INPUT, encoding=attack.encoding)
     with refused("CSL-406"):
         ticket(attack.made, attack.victim, attack.server.requests()[attack.victim], attack.encoding)
@@ -407,8 +405,8 @@ def test_members_that_were_shown_different_prepares_open_nothing() -> None:
     # A colluder prepares twice and shows the victim another key than the rest.
     cheat = copy.copy(attack.made.sites[attack.made.names[3]])
     other = cheat._sealed_prepare(cheat._draw(1))
-    shown = {**attack.server._prepares, 3: attack.server._checked(3, other, 1)}
-    writer = Writer(Kind.ACKNOWLEDGE_REQUEST).fixed(attack.server._session)
+    shown = {**attack.server._epoch.prepares, 3: attack.server._checked(3, other, 1)}
+    writer = Writer(Kind.ACKNOWLEDGE_REQUEST).fixed(attack.server._epoch.session)
     write_deliveries(writer, attack.server._deliveries(0, shown))
     attack.made.sites[attack.victim].acknowledge(writer.done())
     signatures = {}
@@ -416,7 +414,7 @@ def test_members_that_were_shown_different_prepares_open_nothing() -> None:
         if site != attack.victim:
             signatures[attack.made.names.index(site)] = attack.made.sites[site].acknowledge(request)[2:]
     signatures[0] = signatures[honest]
-    opening = Writer(Kind.INPUT_REQUEST).fixed(attack.server._session).number(1, 8)
+    opening = Writer(Kind.INPUT_REQUEST).fixed(attack.server._epoch.session).number(1, 8)
     write_signatures(opening, signatures.items())
     with refused("CSL-403"):
         ticket(attack.made, attack.victim, opening.done(), attack.encoding)
@@ -435,7 +433,7 @@ def split_views(attack: Attack) -> list[int]:
         for site in attack.colluders:
             # A colluder signs whatever it is asked to.
             accomplice = copy.copy(attack.made.sites[site])
-            accomplice._opened, accomplice._answers = copy.copy(accomplice._opened), {}
+            accomplice._opened, accomplice._journal = copy.copy(accomplice._opened), MemoryJournal()
             signatures[names.index(site)] = accomplice.view(attack.view(survivors))[2:]
             shares[group][names.index(site)] = attack.held(site)[kind]
         request = attack.unmask(survivors, signatures)
@@ -559,7 +557,7 @@ def both_shares(attack: Attack, *, snapshots: bool) -> list[int]:
     if snapshots:
         for site, session in attack.made.sites.items():
             later[site] = copy.copy(session)
-            later[site]._opened, later[site]._answers = copy.copy(session._opened), {}
+            later[site]._opened, later[site]._journal = copy.copy(session._opened), MemoryJournal()
     fast = attack.unmask(range(5), {})
     seeds = {index: attack.share(attack.made.sites[names[index]].unmask(fast)) for index in told}
     signatures = {index: later[names[index]].view(attack.view(told))[2:] for index in told}
@@ -606,8 +604,8 @@ def test_sealed_shares_that_were_forged_cut_or_given_to_another_are_refused() ->
     relay(attack.made)
     relay(attack.made)
     request = attack.server.requests()[attack.victim]
-    mine = attack.server._prepares[1].prepare.sealed[0]
-    other = attack.server._prepares[1].prepare.sealed[2]
+    mine = attack.server._epoch.prepares[1].prepare.sealed[0]
+    other = attack.server._epoch.prepares[1].prepare.sealed[2]
     site = attack.made.sites[attack.victim]
     for forged in (bytes(80), mine[:-1] + bytes([mine[-1] ^ 1]), other):
         with refused("CSL-407"):
@@ -625,8 +623,8 @@ def test_a_colluder_that_seals_something_else_than_two_shares_is_named() -> None
     for site, request in attack.server.requests().items():
         attack.server.receive(site, attack.made.sites[site].prepare(request))
     attack.server.advance()
-    shared = attack.server._prepares[3]
-    short = cheat._channels[0].seal(1, bytes(40), shared.prepare.key + bytes([3, 0]))
+    shared = attack.server._epoch.prepares[3]
+    short = cheat._channels[0].seal(1, bytes(40), shared.prepare.key + bytes([0, 3, 0, 0]))
     request = attack.server.requests()[attack.victim]
     sealed = shared.prepare.sealed[0]
     forged = request.replace(len(sealed).to_bytes(4, "big") + sealed, len(short).to_bytes(4, "big") + short)

@@ -14,6 +14,7 @@ from flwr.app import Context, Message, MetricRecord
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
+import common.secagg.opening
 import common.secagg.server
 import common.secagg.site
 from client.site import Site
@@ -105,7 +106,7 @@ def no_mask(lanes: Lanes, key: bytes, *, subtract: bool = False) -> None:
 @pytest.fixture
 def unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common.secagg.site, "add_mask", no_mask)
-    monkeypatch.setattr(common.secagg.server, "add_mask", no_mask)
+    monkeypatch.setattr(common.secagg.opening, "add_mask", no_mask)
 
 
 def test_no_metric_count_or_loss_of_a_site_is_among_the_messages() -> None:

@@ -9,7 +9,7 @@ import pytest
 from common.errors import ConsiliumError
 from common.secagg import Encoding
 from common.secagg.channels import Channel, KeyPair
-from common.secagg.commitments import climb, commit, path_of, root_of
+from common.secagg.commitments import Tree, climb, commit
 from common.secagg.context import acknowledged, context_of, session_of, view_of
 from common.secagg.terms import Terms
 from common.secagg.wire import Hello
@@ -82,13 +82,13 @@ def test_a_commitment_is_to_one_kind_of_share_of_one_owner_at_one_holder() -> No
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 9, 255])
 def test_every_leaf_climbs_to_the_root_and_to_no_other(count: int) -> None:
     leaves = [bytes([place]) * 32 for place in range(1, count + 1)]
-    root = root_of(leaves)
+    tree = Tree(leaves)
     for place in range(count):
-        path = path_of(leaves, place)
-        assert climb(leaves[place], place, path) == root
-        assert climb(b"forged".ljust(32), place, path) != root
+        path = tree.path(place)
+        assert climb(leaves[place], place, path) == tree.root
+        assert climb(b"forged".ljust(32), place, path) != tree.root
         if path:
-            assert climb(leaves[place], place, path[:-1]) != root
+            assert climb(leaves[place], place, path[:-1]) != tree.root
 
 
 def test_a_channel_opens_only_what_its_peer_sealed_here_and_now() -> None:

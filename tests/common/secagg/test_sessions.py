@@ -340,7 +340,7 @@ def test_no_secret_shows_in_any_repr() -> None:
     shown = [repr(session)]
     for name in vars(session):
         value = getattr(session, name)
-        if name not in ("_answers", "_nonce", "_entropy"):
+        if name not in ("_journal", "_nonce", "_entropy"):
             shown.append(repr(value))
     assert len(drawn) > 5
     nonce = session._nonce

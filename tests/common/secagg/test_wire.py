@@ -279,7 +279,7 @@ def test_a_signed_hello_with_the_last_instance_number_stops_no_other_site() -> N
         hello = Hello.read(reader)
     for floor in (2**64 - 1, MAX_INSTANCE + 1):
         forged = replace(hello, floor=floor)
-        signed = forged.signed(made.terms.study, made.server._nonce, 4)
+        signed = forged.signed(made.terms.study, made.server._epoch.nonce, 4)
         forged = replace(forged, signature=made.signed.sites[cheat].sign(Domain.SECAGG_HELLO, signed))
         writer = Writer(Kind.HELLO)
         forged.write(writer)
