@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModel
 from typer.testing import CliRunner
 
 from common import agreement
 from common import backbone as backbones
+from common.adapters import METHODS, attach
 from common.adapters.release import load_release
 from common.identity import PublicKey
-from common.study import Kind
+from common.study import Kind, Study
 from simulations import metrics as m
 from simulations.cli import app
 from simulations.progress import SilentProgress
@@ -214,11 +216,19 @@ def test_a_private_run_never_repeats(data: Path, encoder: Path, tmp_path: Path) 
     assert first.read_bytes() != second.read_bytes()
 
 
-@pytest.mark.parametrize("method", ["lora", "head-only"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "ffa-lora"])
 def test_every_method_runs(data: Path, encoder: Path, tmp_path: Path, method: str) -> None:
+    """Preflight, training with noise, secure sums, evaluation and a release that loads and has moved."""
     metrics = run(scenario(encoder, adapter={"method": method, "rank": 2, "last_layers": 1}), data, tmp_path)
     assert metrics.config.method == method
-    assert (tmp_path / "release" / "head.safetensors").is_file()
+    release = tmp_path / "release"
+    signed, _ = agreement.read(release / "agreement")
+    backbone = backbones.load(encoder, Study.from_canonical(signed.canonical).backbone)
+    model = load_release(release, backbone)
+    parameters = dict(model.named_parameters())
+    start = attach(backbone, model.spec, model.task, Study.from_canonical(signed.canonical).stream)
+    for name, parameter in start.trainable():
+        assert not torch.equal(parameters[name], parameter), name
 
 
 def test_sites_made_by_a_rule_run_too(data: Path, encoder: Path, tmp_path: Path) -> None:

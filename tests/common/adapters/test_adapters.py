@@ -117,6 +117,65 @@ def test_ffa_lora_trains_b_alone_and_its_a_comes_from_the_study(
             assert not parameter.detach().any()
 
 
+def kinds(model: AdaptedModel) -> set[str]:
+    """Return the last parts of the names of what trains in the encoder."""
+    return {".".join(name.split(".")[-2:]) for name in model.names if name.startswith("encoder.")}
+
+
+def test_ia3_scales_outputs_and_the_input_of_what_projects_down(
+    checkpoints: dict[str, tuple[Path, Backbone]],
+) -> None:
+    model = adapted(checkpoints["bert"][1], method="ia3", targets=("key", "value", "output.dense"))
+    sizes = [parameter.numel() for name, parameter in model.trainable() if name.startswith("encoder.")]
+    # Key, value and the attention's output are 32 wide; the down-projection is scaled where it is 64 wide.
+    assert sizes == [32, 32, 32, 64]
+    ids, mask = inputs(model)
+    plain = adapted(checkpoints["bert"][1], method="head-only")
+    with torch.no_grad():
+        assert torch.equal(model.features_of(ids, mask), plain.features_of(ids, mask))
+        model.write_vector(model.read_vector() * 2)
+        doubled = model.features_of(ids, mask)
+        layer = model.encoder.get_submodule("base_model.model.encoder.layer.2.output.dense")
+        wide = torch.randn(3, 64)
+        assert torch.allclose(layer(wide), layer.get_submodule("base_layer")(wide * 2))
+    assert not torch.allclose(doubled, plain.features_of(ids, mask), atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "layer-norm", "bottleneck", "ia3"])
+def test_a_method_starts_at_the_backbone_and_leaves_it_alone(
+    checkpoints: dict[str, tuple[Path, Backbone]], method: str
+) -> None:
+    backbone = checkpoints["bert"][1]
+    plain, model = adapted(backbone, method="head-only"), adapted(backbone, method=method)
+    ids, mask = inputs(model)
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    expected = plain.features_of(ids, mask)
+    assert torch.allclose(model.features_of(ids, mask), expected, atol=1e-6)
+    model.write_vector(scattered(model))
+    assert not torch.allclose(model.features_of(ids, mask), expected, atol=1e-2)
+    assert torch.equal(plain.features_of(ids, mask), expected)
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+
+
+def test_each_method_trains_what_it_says(checkpoints: dict[str, tuple[Path, Backbone]]) -> None:
+    backbone = checkpoints["bert"][1]
+    assert {kind.rpartition(".")[2] for kind in kinds(adapted(backbone, method="bitfit"))} == {"bias"}
+    assert kinds(adapted(backbone, method="layer-norm")) == {"default.weight", "default.bias"}
+    assert kinds(adapted(backbone, method="ia3")) == {"ia3_l.default"}
+    assert kinds(adapted(backbone, method="bottleneck")) == {"down.weight", "down.bias", "up.weight", "up.bias"}
+    assert kinds(adapted(backbone, method="head-only")) == set()
+
+
+def test_every_site_starts_a_bottleneck_from_the_same_public_numbers(
+    checkpoints: dict[str, tuple[Path, Backbone]],
+) -> None:
+    backbone = checkpoints["bert"][1]
+    first, second = (adapted(backbone, method="bottleneck") for _ in range(2))
+    assert np.array_equal(first.read_vector(), second.read_vector())
+    assert np.abs(first.read_vector()).sum() > 0
+
+
 def test_two_models_over_one_backbone_share_its_memory_and_leave_each_other_alone(
     checkpoints: dict[str, tuple[Path, Backbone]],
 ) -> None:
@@ -143,11 +202,12 @@ def test_other_examples_in_a_batch_change_nothing(checkpoints: dict[str, tuple[P
 
 
 @pytest.mark.parametrize("spec", [{"targets": ("nowhere",)}, {"last_layers": 4}, {"targets": ("LayerNorm",)}])
+@pytest.mark.parametrize("method", ["ffa-lora", "ia3"])
 def test_an_adapter_that_does_not_fit_is_refused(
-    checkpoints: dict[str, tuple[Path, Backbone]], spec: dict[str, object]
+    checkpoints: dict[str, tuple[Path, Backbone]], spec: dict[str, object], method: str
 ) -> None:
     with pytest.raises(ConsiliumError) as caught:
-        adapted(checkpoints["bert"][1], **spec)
+        adapted(checkpoints["bert"][1], method=method, **spec)
     assert caught.value.code == "CSL-310"
 
 
@@ -163,6 +223,7 @@ def test_the_label_texts_point_the_head_before_any_training(
     assert model(ids, mask).argmax(dim=1).tolist() == [0, 1]
 
 
+@pytest.mark.filterwarnings("ignore:Unsupported layer type.*LayerNorm")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_release_loads_and_gives_the_same_logits(
@@ -196,6 +257,18 @@ def test_a_release_of_another_backbone_is_refused(
     with pytest.raises(ConsiliumError, match="another backbone") as caught:
         load_release(tmp_path, checkpoints["roberta"][1])
     assert caught.value.code == "CSL-610"
+
+
+def test_a_release_with_another_methods_parameters_is_refused(
+    checkpoints: dict[str, tuple[Path, Backbone]], tmp_path: Path
+) -> None:
+    backbone = checkpoints["bert"][1]
+    (tmp_path / "other").mkdir()
+    save_release(adapted(backbone, method="bitfit"), tmp_path, study=Digest("ab" * 32))
+    save_release(adapted(backbone, method="bottleneck"), tmp_path / "other", study=Digest("ab" * 32))
+    (tmp_path / "other" / "encoder.safetensors").replace(tmp_path / "encoder.safetensors")
+    with pytest.raises(ConsiliumError, match=r"CSL-610.*encoder\.safetensors"):
+        load_release(tmp_path, backbone)
 
 
 @pytest.mark.parametrize("file", ["head.safetensors", "task.json", "adapter_config.json"])
