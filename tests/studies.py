@@ -30,7 +30,10 @@ class Signed:
 def fields(sites: int = 4, **changes: object) -> tuple[dict[str, object], Identity, dict[SiteId, Identity]]:
     """Return a study's fields as parsed from TOML or JSON; ``changes`` merges tables by name."""
     operator = Identity.from_private_bytes(bytes(31) + b"\x01")
-    keys = {SiteId(f"site-{i:03d}"): Identity.from_private_bytes(bytes(30) + bytes([2, i])) for i in range(sites)}
+    keys = {
+        SiteId(f"site-{i:03d}"): Identity.from_private_bytes(bytes(29) + b"\x02" + i.to_bytes(2, "big"))
+        for i in range(sites)
+    }
     study: dict[str, object] = {
         "schema_version": 1,
         "kind": "simulation",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain, combinations
+from random import Random
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
 from common.identity import SiteId
@@ -130,6 +132,55 @@ def test_every_schedule_of_losses_among_five_sites_gives_the_right_sum_or_an_abo
 @pytest.mark.slow
 def test_every_schedule_of_losses_among_six_sites_gives_the_right_sum_or_an_abort() -> None:
     check_all(6, one_of_each_size)
+
+
+def test_three_sites_are_refused_whatever_is_lost() -> None:
+    """With one colluder among three nobody has two honest others (RULES 2, 3): a named abort before any key is sent."""
+    made = parties(3)
+    for online in subsets(made.names):
+        with pytest.raises(ConsiliumError, match="CSL-404"):
+            made.server.open_epoch(sorted(online))
+
+
+def one_hot(made: Parties) -> tuple[Encoding, dict[SiteId, NDArray[np.int64]]]:
+    """Return counts of as many cells as sites: the sum says who is in it, and how often."""
+    encoding = Encoding.counts(made.signed.study, cells=len(made.sites), maximum=7)
+    return encoding, {site: 7 * np.eye(len(made.sites), dtype=np.int64)[at] for at, site in enumerate(made.names)}
+
+
+def run_at_random(made: Parties, dice: Random, most_lost: float) -> bool:
+    """Lose a random few at each stage of two sums; True where one was opened. Each that was is exactly right."""
+    encoding, values = one_hot(made)
+
+    def few() -> list[SiteId]:
+        return [site for site in made.names if dice.random() < most_lost * dice.random()]
+
+    opened = False
+    try:
+        early = few()
+        set_up(made, lost={Phase.HELLO: early})
+        for _ in range(2):
+            losses = {phase: few() for phase in (Phase.INPUT, Phase.VIEW, Phase.UNMASK) if dice.random() < 0.6}
+            summed = take_sum(made, encoding, values, losses)
+            expected = set(made.names) - set(early) - set(losses.get(Phase.INPUT, ()))
+            assert set(summed.survivors) == expected
+            assert summed.values.tolist() == total(values, expected)
+            opened = True
+            if made.server.phase is Phase.DONE:
+                break
+    except ConsiliumError as error:
+        if error.code not in ("CSL-404", "CSL-410") or made.server.phase is not Phase.CLOSED:
+            raise
+    return opened
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sites", [7, 16, 31, 64, 100])
+def test_random_schedules_give_the_right_sum_or_an_abort(sites: int) -> None:
+    dice = Random(sites)
+    opened = [run_at_random(parties(sites), dice, most) for most in (0.05, 0.3, 0.6) for _ in range(100 // sites + 2)]
+    assert any(opened)
+    assert not all(opened)
 
 
 def test_a_vector_comes_out_as_the_weighted_mean_of_the_survivors() -> None:
