@@ -24,7 +24,7 @@ WEAK = {"corrupt": 0.2, "lost": 0.2, "privacy_bits": 5.0, "liveness_bits": 4.0}
     [(100, False, 48), (100, True, 82), (1000, False, 140), (1000, True, 638)],
 )
 def test_the_degrees_for_a_fifth_corrupt_and_three_tenths_lost(sites: int, cheating: bool, degree: int) -> None:
-    """Known: 81 and 638 against a cheating server (degrees here are even); coarser, 55 and 161, against a passive one."""
+    """Known: 81 and 638 against a cheating server (here degrees are even); 55 and 161, coarser, else."""
     assert required(sites, corrupt=0.2, lost=0.3, cheating=cheating).degree == degree
 
 
