@@ -6,6 +6,7 @@ anything is allocated, and nothing may follow the last field. All errors are CSL
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -212,9 +213,9 @@ class Delivery:
         return cls(key, sealed, path, reader.fixed(SIGNATURE_BYTES))
 
 
-def packed_indices(indices: Iterable[int]) -> bytes:
+def packed_indices(indices: Sequence[int]) -> bytes:
     """Return site indices as they enter messages, signatures and hashes: two bytes each."""
-    return b"".join(index.to_bytes(INDEX_BYTES, "big") for index in indices)
+    return struct.pack(f">{len(indices)}H", *indices)
 
 
 def write_deliveries(writer: Writer, deliveries: Iterable[tuple[int, Delivery]]) -> None:
