@@ -145,6 +145,16 @@ SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")
 EGRESS_REFUSED = Fault("CSL-601", "egress", "a reply is not what the study allows to leave", "none: nothing was sent")
 QUORUM_LOST = Fault("CSL-602", "coordinator", "too few sites answered", "wait for more sites, then resume")
 RELEASE_INVALID = Fault("CSL-610", "release", "the released adapter cannot be written or read", "see the detail")
+JOURNAL_LOCKED = Fault("CSL-620", "journal", "another process has the journal open", "stop the other process")
+JOURNAL_DAMAGED = Fault(
+    "CSL-621", "journal", "the journal is not what was written", "keep the file; rejoin under a new study"
+)
+JOURNAL_FOREIGN = Fault(
+    "CSL-622", "journal", "the journal is of another study, site or schema", "give the journal that belongs to it"
+)
+JOURNAL_UNWRITABLE = Fault(
+    "CSL-623", "journal", "the journal cannot be written", "free space on its disk and check who may write there"
+)
 
 
 def catalogue() -> tuple[Fault, ...]:

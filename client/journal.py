@@ -1,0 +1,263 @@
+"""A hospital's journal for secure sums, in one SQLite file: what was opened and answered, before anything leaves.
+
+A call that returned is on disk (``synchronous = EXTRA``), one process holds the file at a time, and every row carries
+a SHA-256 over its content that is compared whenever the row is read [RULES 5]. The file belongs to one site in one
+study. A file that is deleted, or put back from an older copy, is not noticed here: that is a rollback of the storage,
+which is outside the promise. Nothing secret belongs here: keys and seeds die with the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import SiteId
+from common.secagg.journal import Entry
+from common.study import Digest
+
+SCHEMA = 1
+_TABLES = (
+    "CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), study TEXT NOT NULL, site TEXT NOT NULL,"
+    " floor INTEGER NOT NULL, entries INTEGER NOT NULL, sha256 BLOB NOT NULL) STRICT",
+    "CREATE TABLE entry (name BLOB PRIMARY KEY, step TEXT NOT NULL, instance INTEGER NOT NULL, view BLOB NOT NULL,"
+    " reply BLOB NOT NULL, sha256 BLOB NOT NULL) STRICT",
+)
+_ENTRY = "SELECT name, step, instance, view, reply, sha256 FROM entry"
+
+
+class SqliteJournal:
+    """A :class:`~common.secagg.journal.Journal` on disk, held by this process until it is closed.
+
+    path   the file; made with mode 0600 where there is none, in a folder that exists
+    study  the digest of the study it belongs to
+    site   the site it belongs to
+
+    Opening reads and verifies everything in it. Raises CSL-620 if another journal has the file open, CSL-621 if a byte
+    changed, CSL-622 for the journal of another study, site or schema, CSL-623 if the file cannot be written. The same
+    codes hold for every call; one that raised has changed nothing.
+    """
+
+    def __init__(self, path: Path, study: Digest, site: SiteId) -> None:
+        self._path, self._study, self._site = path, study, site
+        self._lock = threading.RLock()
+        with self._coded():
+            _create(path)
+            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            with self._coded():
+                self._open()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; nothing can be read or written afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    def floor(self) -> int:
+        """Return the highest instance that was ever opened, 0 for none."""
+        with self._lock, self._coded():
+            return self._head()[0]
+
+    def replies(self) -> Mapping[bytes, bytes]:
+        """Return a live view of the current epoch's replies; each is read from disk and verified when it is asked."""
+        return _Replies(self)
+
+    def opened(self, instance: int) -> None:
+        """Note that an instance is opened; raises CSL-405 for one that is not above the floor."""
+        with self._change():
+            floor, entries = self._head()
+            if instance <= floor:
+                raise ConsiliumError(errors.SECAGG_REPLAY, f"instance {instance} after {floor}")
+            self._write_head(instance, entries)
+
+    def write(self, entry: Entry) -> None:
+        """Keep one reply; raises CSL-405 where this request already has another."""
+        with self._change():
+            kept = self.read(entry.name)
+            if kept == entry:
+                return
+            if kept is not None:
+                raise ConsiliumError(errors.SECAGG_REPLAY, "this request has another reply already")
+            floor, entries = self._head()
+            row = (entry.name, entry.step, entry.instance, entry.view, entry.reply)
+            self._connection.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", (*row, _sha256(row)))
+            self._write_head(floor, entries + 1)
+
+    def new_epoch(self) -> None:
+        """Drop the replies of the epoch before; the floor stays."""
+        with self._change():
+            floor, _ = self._head()
+            self._connection.execute("DELETE FROM entry")
+            self._write_head(floor, 0)
+
+    def read(self, name: bytes) -> Entry | None:
+        """Return what is kept under a request's name, verified; None where there is nothing."""
+        with self._lock, self._coded():
+            row = self._connection.execute(f"{_ENTRY} WHERE name = ?", (name,)).fetchone()
+            return None if row is None else self._verified(row)
+
+    def names(self) -> tuple[bytes, ...]:
+        """Return the names of the requests answered in this epoch, in the order of the answers."""
+        with self._lock, self._coded():
+            return tuple(name for (name,) in self._connection.execute("SELECT name FROM entry ORDER BY rowid"))
+
+    def _open(self) -> None:
+        # The lock is taken by the first transaction and, in this mode, never given back before the file is closed.
+        self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._connection.execute("PRAGMA journal_mode = DELETE")
+        self._connection.execute("PRAGMA synchronous = EXTRA")
+        with self._change():
+            (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if schema == 0 and tables == 0:
+                for table in _TABLES:
+                    self._connection.execute(table)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+                self._write_head(0, 0)
+            elif schema != SCHEMA:
+                raise ConsiliumError(errors.JOURNAL_FOREIGN, f"{self._path}: schema {schema}")
+            self._verify()
+
+    def _verify(self) -> None:
+        _, entries = self._head()
+        found = len([self._verified(row).name for row in self._connection.execute(_ENTRY)])
+        (state,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if state != "ok" or found != entries:
+            raise self._damaged(f"{found} replies of {entries}")
+
+    def _head(self) -> tuple[int, int]:
+        """Return the floor and the number of replies."""
+        rows = self._connection.execute("SELECT study, site, floor, entries, sha256 FROM head").fetchall()
+        if len(rows) != 1:
+            raise self._damaged("the head is missing")
+        study, site, floor, entries, sha256 = rows[0]
+        if _sha256((SCHEMA, study, site, floor, entries)) != sha256:
+            raise self._damaged("the head was changed")
+        if (study, site) != (self._study, self._site):
+            raise ConsiliumError(errors.JOURNAL_FOREIGN, f"{self._path}: it is of {site} in study {study[:12]}")
+        return floor, entries
+
+    def _write_head(self, floor: int, entries: int) -> None:
+        row = (self._study, self._site, floor, entries)
+        self._connection.execute(
+            "INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?, ?, ?)", (*row, _sha256((SCHEMA, *row)))
+        )
+
+    def _verified(self, row: tuple[bytes, str, int, bytes, bytes, bytes]) -> Entry:
+        *content, sha256 = row
+        if _sha256(tuple(content)) != sha256:
+            raise self._damaged("a reply was changed")
+        return Entry(*row[:5])
+
+    def _damaged(self, seen: str) -> ConsiliumError:
+        return ConsiliumError(errors.JOURNAL_DAMAGED, f"{self._path}: {seen}")
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Make one transaction of what is inside: all of it is on disk afterwards, or none."""
+        with self._lock, self._coded():
+            self._connection.execute("BEGIN EXCLUSIVE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # A full disk may have ended the transaction already.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _coded(self) -> Iterator[None]:
+        """Turn what SQLite and the file system say into coded errors."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            # Extended codes carry the primary one in their lowest byte.
+            primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            fault = _FAULTS.get(primary, errors.JOURNAL_DAMAGED)
+            raise ConsiliumError(fault, f"{self._path}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise self._damaged("a text was changed") from error
+        except (OSError, OverflowError) as error:
+            raise ConsiliumError(errors.JOURNAL_UNWRITABLE, f"{self._path}: {error}") from error
+
+
+class _Replies(Mapping[bytes, bytes]):
+    """The replies of a journal's current epoch, without holding them in memory."""
+
+    def __init__(self, journal: SqliteJournal) -> None:
+        self._journal = journal
+
+    def __getitem__(self, name: bytes) -> bytes:
+        entry = self._journal.read(name)
+        if entry is None:
+            raise KeyError(name)
+        return entry.reply
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._journal.names())
+
+    def __len__(self) -> int:
+        return len(self._journal.names())
+
+
+def _create(path: Path) -> None:
+    """Make the file, or narrow its mode.
+
+    A file that is there is never opened here: closing it again would drop the lock of this process on it (POSIX).
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _sha256(row: tuple[object, ...]) -> bytes:
+    """Return the digest of a row: each value's kind, length and bytes."""
+    digest = hashlib.sha256(b"consilium/journal\x00")
+    for value in row:
+        raw = value if isinstance(value, bytes) else str(value).encode()
+        digest.update(f"{type(value).__name__} {len(raw)} ".encode() + raw)
+    return digest.digest()
+
+
+_FAULTS: Mapping[int, errors.Fault] = {
+    sqlite3.SQLITE_BUSY: errors.JOURNAL_LOCKED,
+    sqlite3.SQLITE_LOCKED: errors.JOURNAL_LOCKED,
+    **dict.fromkeys(
+        (
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_READONLY,
+            sqlite3.SQLITE_PERM,
+            sqlite3.SQLITE_NOMEM,
+            sqlite3.SQLITE_TOOBIG,
+            sqlite3.SQLITE_MISUSE,
+        ),
+        errors.JOURNAL_UNWRITABLE,
+    ),
+}
+"""What an SQLite code means here; every other one says that the file is not what was written."""
