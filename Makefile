@@ -13,7 +13,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow browser check bench clean
+.PHONY: help demo test test-slow browser check bench fuzz clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,12 @@ check: $(READY)  ## format, lint, types, layers, names, licences, error pages, w
 
 bench: $(READY)  ## the benchmark tables, or one: make bench NAME=x
 	$(BIN)/python -m simulations.benchmarks $(NAME) $(ARGS)
+
+# Coverage-guided fuzzing by atheris, which nothing else needs: it is installed by the first `make fuzz`.
+fuzz: SECONDS ?= 20
+fuzz: $(READY)  ## fuzz every decoder with atheris, 20 seconds each: make fuzz SECONDS=60
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz $(SECONDS)
 
 clean:  ## remove caches and build products; .venv and runs stay
 	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
