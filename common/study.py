@@ -168,13 +168,44 @@ class Evaluation(Part):
     noise_multiplier: float = Field(default=5.0, gt=0, description="noise over L2 sensitivity, each site, each release")
 
 
+class Block(Part):
+    """A range of an update's coordinates to which only some sites contribute: a rank, a part of the adapter, a label.
+
+    Where too few of them take part in a sum, the range is left out of it (RULES 4).
+    """
+
+    name: Name
+    start: int = Field(ge=0, description="first coordinate")
+    stop: int = Field(ge=1, description="one after the last coordinate")
+    sites: tuple[Name, ...] = Field(min_length=1, max_length=MAX_SIMULATED_SITES, description="the only contributors")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.start >= self.stop:
+            raise ValueError(f"block {self.name}: start must be below stop")
+        if list(self.sites) != sorted(set(self.sites)):
+            raise ValueError(f"block {self.name}: sites must be in order of their names, each once")
+        return self
+
+
 class Aggregation(Part):
     """How vectors are encoded and who must take part for a sum to exist (RULES 2, 4, 6)."""
 
     bits: Literal[8, 12, 16, 20, 32] = 16
-    clamp: float = Field(gt=0, description="bound of each coordinate of an update after rotation")
+    clamp: float = Field(ge=1e-20, le=1e20, description="bound of each coordinate of an update after rotation")
     minimum_cohort: int = Field(default=3, ge=2, le=MAX_SITES)
     max_share: float = Field(default=0.9, gt=0, le=1, description="largest share of one site in a sum")
+    blocks: tuple[Block, ...] = Field(
+        default=(), max_length=1000, description="every site contributes to every coordinate outside them"
+    )
+
+    @model_validator(mode="after")
+    def _blocks_apart(self) -> Self:
+        if any(later.start < earlier.stop for earlier, later in zip(self.blocks, self.blocks[1:], strict=False)):
+            raise ValueError("blocks must be in order of their coordinates and may not overlap")
+        if len({block.name for block in self.blocks}) != len(self.blocks):
+            raise ValueError("blocks: a name repeats")
+        return self
 
 
 class Neighbourhoods(Part):
@@ -225,7 +256,9 @@ class Study(Part):
     evaluation: Evaluation
     aggregation: Aggregation
     roster: tuple[Member, ...] = Field(min_length=3, max_length=MAX_SIMULATED_SITES)
-    neighbourhoods: Neighbourhoods | None = Field(default=None, description="absent: every site shares with every other")
+    neighbourhoods: Neighbourhoods | None = Field(
+        default=None, description="absent: every site shares with every other"
+    )
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
@@ -251,6 +284,9 @@ class Study(Part):
             raise ValueError(f"roster: more than {MAX_SITES} sites need neighbourhoods")
         if self.aggregation.minimum_cohort > len(self.roster):
             raise ValueError("aggregation.minimum_cohort is larger than the roster")
+        for block in self.aggregation.blocks:
+            if not set(block.sites) <= set(sites):
+                raise ValueError(f"block {block.name}: a site is not in the roster")
         return self
 
     @classmethod

@@ -50,6 +50,11 @@ def view_of(context: bytes, survivors: Sequence[int]) -> bytes:
     return _digest(b"view", context, packed_indices(survivors))
 
 
+def input_name(request: bytes, input_digest: bytes, stage: str, encoding: Encoding) -> bytes:
+    """Return the name under which a site keeps its reply to an input: all that it answers is in it."""
+    return _digest(b"input", request, input_digest, stage.encode(), encoding.digest())
+
+
 def _digest(*parts: bytes) -> bytes:
     return hashlib.sha256(b"".join(_framed((b"consilium/v1/secagg", *parts)))).digest()
 

@@ -98,6 +98,7 @@ class ServerSession:
         """Begin a sum; raises CSL-402 unless every member's prepare was acknowledged by every other."""
         self._enter(Phase.INPUT)
         epoch, graph = self._epoch, self._graph()
+        encoding = encoding.among(self.cohort, self._terms.contributors_needed, self._terms.max_share)
         epoch.encoding, epoch.total = encoding, encoding.empty()
         epoch.survivors, epoch.following, epoch.views, epoch.revealed = (), {}, {}, {}
         keys = {index: shared.prepare.key for index, shared in epoch.prepares.items()} if graph.complete else {}
@@ -278,7 +279,9 @@ class ServerSession:
         self._epoch.following[index] = shared
 
     def _close_input(self, answered: tuple[int, ...]) -> None:
-        self._terms.check_survivors(self._names(answered), self.cohort)
+        terms, names = self._terms, self._names(answered)
+        terms.check_survivors(names, self.cohort)
+        self._open()[0].check_survivors(names, terms.contributors_needed, terms.max_share)
         self._epoch.survivors, self._epoch.acknowledgements = answered, {}
         self._enter(Phase.UNMASK if answered == self._epoch.members else Phase.VIEW)
 

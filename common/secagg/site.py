@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from common.identity import Domain, Identity, SiteId, verify
 from common.secagg import shamir
 from common.secagg.channels import Channel, KeyPair
 from common.secagg.commitments import Tree, climb, commit, leaf, leaves_of, signed_prepare
-from common.secagg.context import acknowledged, context_of, session_of, view_of
+from common.secagg.context import acknowledged, context_of, input_name, session_of, view_of
 from common.secagg.encoding import Encoding, Entropy
 from common.secagg.graph import Graph
 from common.secagg.instance import Instance, Opened, Ticket
@@ -123,7 +123,7 @@ class SiteSession:
         input_digest  32 bytes over what this site really received, computed by the site
         Raises CSL-402 to CSL-406. A sum that was opened is never opened again (CSL-402).
         """
-        state = after(self._state, Step.OPEN)
+        state, name = after(self._state, Step.OPEN), input_name(request, input_digest, stage, encoding)
         instance, graph = _need(self._current), _need(self._graph)
         with Reader(request, Kind.INPUT_REQUEST) as reader:
             session, number = reader.fixed(DIGEST_BYTES), reader.number(8)
@@ -139,13 +139,12 @@ class SiteSession:
             self._verify(index, Domain.SECAGG_ACKNOWLEDGE, agreed, signature)
         cohort = tuple(self._terms.roster[index] for index in graph.members)
         self._terms.check_cohort(cohort)
-        self._terms.check_survivors(cohort, cohort)
-        self._terms.check_own(self._site, self._verified, cohort, cohort)
+        encoding = encoding.among(cohort, self._terms.contributors_needed, self._terms.max_share)
+        self._check_sum(cohort, cohort, encoding)
         keys = instance.peer_keys if graph.complete else {}
         context = context_of(self._terms, self._session, number, stage, input_digest, encoding, keys)
         self._journal.opened(number)
         self._state = state
-        name = _input_name(request, input_digest, stage, encoding)
         self._opened = Opened(Ticket(number, cohort, context), encoding, graph.members, name)
         return self._opened.ticket
 
@@ -173,7 +172,7 @@ class SiteSession:
 
     def answered(self, request: bytes, *, input_digest: bytes, stage: str, encoding: Encoding) -> bytes | None:
         """Return the reply that this very input was given before, even before a restart; None where there is none."""
-        return self._journal.replies().get(_input_name(request, input_digest, stage, encoding))
+        return self._journal.replies().get(input_name(request, input_digest, stage, encoding))
 
     def view(self, request: bytes) -> bytes:
         """Sign who survived: one view an instance, and none after the whole cohort was unmasked."""
@@ -345,8 +344,17 @@ class SiteSession:
         names = [self._terms.roster[index] for index in survivors]
         if self._site not in names:
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site survived and is not listed")
-        self._terms.check_survivors(names, opened.ticket.cohort)
-        self._terms.check_own(self._site, self._verified, names, opened.ticket.cohort)
+        self._check_sum(names, opened.ticket.cohort, opened.encoding)
+
+    def _check_sum(self, survivors: Sequence[SiteId], cohort: Sequence[SiteId], encoding: Encoding) -> None:
+        """Check that this site can hide in a sum, and in each block of it to which it contributes."""
+        self._terms.check_survivors(survivors, cohort)
+        self._terms.check_own(self._site, self._verified, survivors, cohort)
+        encoding.check_survivors(survivors, self._terms.contributors_needed, self._terms.max_share)
+        for block in encoding.blocks:
+            if self._site in block.sites and block.name not in encoding.left_out:
+                others = [site for site in survivors if site in block.sites]
+                self._terms.check_own(self._site, self._verified, others, cohort)
 
     def _check_instance(self, reader: Reader, opened: Opened) -> None:
         self._check_session(reader.fixed(DIGEST_BYTES))
@@ -383,12 +391,6 @@ class SiteSession:
         self._session, self._graph, self._channels = b"", None, {}
         self._channel_key, self._current, self._following, self._opened = None, None, None, None
         self._journal.new_epoch()
-
-
-def _input_name(request: bytes, input_digest: bytes, stage: str, encoding: Encoding) -> bytes:
-    """Return the name under which the reply to an input is kept: all that it answers is in it."""
-    parts = (request, input_digest, stage.encode(), encoding.digest())
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
 
 
 def _need(value: T | None) -> T:

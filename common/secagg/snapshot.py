@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from common import errors
 from common.errors import ConsiliumError
+from common.identity import SiteId
 from common.secagg.encoding import Encoding
 from common.secagg.epoch import Epoch, Shared, Sum
 from common.secagg.graph import Graph
@@ -85,7 +86,8 @@ def load_epoch(terms: Terms, stored: bytes, encodings: Collection[Encoding]) -> 
             epoch.revealed[index] = {owner: reader.fixed(SHARE_BYTES) for owner in owners}
         digest, total = reader.blob(DIGEST_BYTES), reader.blob(MAX_VECTOR_BYTES)
         if digest:
-            epoch.encoding = _encoding(digest, encodings)
+            cohort = [terms.roster[index] for index in epoch.members]
+            epoch.encoding = _encoding(terms, digest, cohort, encodings)
             epoch.total = epoch.encoding.empty()
             if len(total) != epoch.total.nbytes:
                 raise ConsiliumError(errors.SECAGG_MALFORMED, "the sum has another length")
@@ -110,8 +112,9 @@ def _read_signatures(reader: Reader, below: int) -> dict[int, bytes]:
     return {index: reader.fixed(SIGNATURE_BYTES) for index in reader.indices(below)}
 
 
-def _encoding(digest: bytes, encodings: Collection[Encoding]) -> Encoding:
-    for encoding in encodings:
+def _encoding(terms: Terms, digest: bytes, cohort: list[SiteId], encodings: Collection[Encoding]) -> Encoding:
+    for whole in encodings:
+        encoding = whole.among(cohort, terms.contributors_needed, terms.max_share)
         if encoding.digest() == digest:
             return encoding
     raise ConsiliumError(errors.SECAGG_MALFORMED, "an encoding that is not the study's")

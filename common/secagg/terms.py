@@ -87,8 +87,13 @@ class Terms:
         The threshold; the study's minimum; and the site itself with two honest others beyond those who may collude,
         which is what every site asks for in :meth:`check_own`, so that the server never waits for what sites refuse.
         """
-        fewest = max(self.tolerated + 3, self.minimum_cohort)
+        fewest = self.contributors_needed
         return fewest if self.neighbourhoods is not None else max(self.threshold(cohort), fewest)
+
+    @property
+    def contributors_needed(self) -> int:
+        """Fewest sites whose numbers are summed in a block of coordinates: each with two honest others (RULES 4)."""
+        return max(self.tolerated + 3, self.minimum_cohort)
 
     def check_cohort(self, cohort: Collection[SiteId]) -> None:
         """Raise CSL-404 for a cohort from which no sum could be opened even if nobody is lost."""
