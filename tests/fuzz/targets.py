@@ -104,6 +104,7 @@ def at(phase: Phase, lossy: bool) -> Parties:
     return made
 
 
+@cache
 def encoding() -> Encoding:
     return numbered(parties(SITES))[0]
 
