@@ -132,7 +132,7 @@ def read(folder: Path) -> tuple[SignedStudy, tuple[Approval, ...]]:
             for site, signature in signatures["approvals"].items()
         )
         return SignedStudy(canonical, Signature(bytes.fromhex(signatures["operator"]))), approvals
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConsiliumError(errors.STUDY_UNREADABLE, f"{folder}: {type(error).__name__}") from error
 
 

@@ -107,7 +107,7 @@ class AdapterSpec(Part):
     rank: int = Field(default=8, ge=1, le=256)
     alpha: float = Field(default=16.0, gt=0)
     targets: tuple[Name, ...] = Field(default=("query", "value"), min_length=1)
-    last_layers: int = Field(default=0, ge=0, description="adapt only the last k layers; 0 adapts all")
+    last_layers: int = Field(default=0, ge=0, le=10_000, description="adapt only the last k layers; 0 adapts all")
 
 
 class Training(Part):
@@ -152,7 +152,9 @@ class Privacy(Part):
     sampling_rate: float = Field(gt=0, le=1)
     noise_multiplier: float = Field(gt=0, description="noise standard deviation over clip norm, each step")
     clip_norm: float = Field(gt=0)
-    max_charges: int = Field(ge=1, description="training charges a site may make; at least the rounds (RULES 7)")
+    max_charges: int = Field(
+        ge=1, le=1_000_000, description="training charges a site may make; at least the rounds (RULES 7)"
+    )
 
     @model_validator(mode="after")
     def _one_record_is_one_record(self) -> Self:
@@ -175,8 +177,8 @@ class Block(Part):
     """
 
     name: Name
-    start: int = Field(ge=0, description="first coordinate")
-    stop: int = Field(ge=1, description="one after the last coordinate")
+    start: int = Field(ge=0, lt=1 << 53, description="first coordinate")
+    stop: int = Field(ge=1, lt=1 << 53, description="one after the last coordinate")
     sites: tuple[Name, ...] = Field(min_length=1, max_length=MAX_SIMULATED_SITES, description="the only contributors")
 
     @model_validator(mode="after")
@@ -294,7 +296,8 @@ class Study(Part):
         """Read a study as written by an operator; raises CSL-101 or CSL-102."""
         try:
             fields = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            # Beside what is no TOML: a number of thousands of digits, and arrays or keys nested as deep.
             raise ConsiliumError(errors.STUDY_UNREADABLE, str(error)) from error
         return cls.from_fields(fields)
 
@@ -348,6 +351,8 @@ def validate(model: type[M], fields: dict[str, object], fault: errors.Fault) -> 
     """
     try:
         return model.model_validate_json(json.dumps(fields, default=str))
+    except RecursionError as error:
+        raise ConsiliumError(fault, "nested too deeply") from error
     except ValidationError as error:
         raise ConsiliumError(fault, describe(error)) from error
 

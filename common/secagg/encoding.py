@@ -136,8 +136,8 @@ class Encoding:
             return values.astype(np.int64).view(np.uint64).copy(), 0
         # Beyond 16 bits float32 is coarser than the grid: its rounding would eat the proof's slack; a sum could wrap.
         precision: type[np.float32] | type[np.float64] = np.float32 if self.bits <= 16 else np.float64
-        numbers: NDArray[np.floating] = values.astype(precision, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):
+            numbers: NDArray[np.floating] = values.astype(precision, copy=False)
             rotated = rotate(self._own(site, numbers), self.stream)
         return self._rounded(rotated, dict(self.weights)[site] / self.step, entropy)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Lanes: TypeAlias = NDArray[np.unsignedinteger]
 """One unsigned number a coordinate, little-endian, wrapping around."""
 
-_CHUNK = 256 << 10
+_CHUNK = 128 << 10
 _ZEROS = bytes(_CHUNK)
 
 

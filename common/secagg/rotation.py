@@ -118,4 +118,5 @@ def _flat(side: int, dtype: str) -> NDArray[np.floating]:
         # Hartley's: cos + sin. The product of the indices is reduced first: a large angle would cost digits.
         angles = 2.0 * np.pi / side * (np.outer(np.arange(side), np.arange(side)) % side)
         matrix = np.cos(angles) + np.sin(angles)
-    return (matrix / np.sqrt(side)).astype(dtype)
+    flat: NDArray[np.floating] = (matrix / np.sqrt(side)).astype(dtype)
+    return flat

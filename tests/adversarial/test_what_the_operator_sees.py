@@ -22,6 +22,7 @@ from common.identity import SiteId
 from common.link.records import from_records
 from common.messages import Sealed, Stage
 from common.secagg.masks import Lanes
+from common.secagg.rotation import rotate
 from common.secagg.wire import MAX_VECTOR_BYTES, Kind, Reader
 from tests.federations import federation
 
@@ -184,8 +185,6 @@ def payloads_of_two_worlds(runs: int) -> tuple[NDArray[np.float64], NDArray[np.f
 
 def rotated(vector: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return a vector as the encoding rotates it, which anybody can do: the rotation is public."""
-    from common.secagg.encoding import rotate
-
     return np.asarray(rotate(vector.astype(np.float64), "5a" * 32))
 
 

@@ -1,15 +1,12 @@
-"""What fuzzing found, byte for byte: each is read or refused with a code. Those not mended yet are marked."""
+"""What fuzzing found, byte for byte: each is read or refused with a code."""
 
 from __future__ import annotations
 
 import io
 import struct
-import tokenize
-import zipfile
 
 import numpy as np
 import pytest
-from rfc8785 import IntegerDomainError
 
 from tests.fuzz.targets import TARGETS, agreement_seeds, envelope, join, small_study, split, toml_seeds
 
@@ -37,40 +34,36 @@ def claims(shape: str) -> bytes:
     return record(array(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({shape},)}}"))
 
 
-def finding(name: str, target: str, raw: bytes, leaves: type[Exception]) -> object:
-    mark = pytest.mark.xfail(raises=leaves, strict=True, reason=f"{leaves.__name__} instead of a coded error")
-    return pytest.param(target, raw, id=name, marks=mark)
+def finding(name: str, target: str, raw: bytes) -> object:
+    return pytest.param(target, raw, id=name)
 
 
 @pytest.mark.parametrize(
     ("target", "raw"),
     [
-        finding("an array of no bytes", "records", record(b""), EOFError),
-        finding("no archive", "records", record(b"PK\x03\x04" + bytes(50)), zipfile.BadZipFile),
-        finding("an archive", "records", record(archive()), AttributeError),
-        finding("an array of an exabyte", "records", claims("1000000000000000000"), MemoryError),
-        finding("a shape beyond 64 bits", "records", claims("9" * 23), OverflowError),
-        finding("an open string", "records", record(array('{"a\n  b\n c"""      ')), tokenize.TokenError),
-        finding("deep arrays", "toml", b"a=" + b"[" * 5000, RecursionError),
-        finding("a deep key", "toml", b"a" + b".a" * 5000 + b"=1", RecursionError),
-        finding("a long number", "toml", b"a=" + b"9" * 5000, ValueError),
+        finding("an array of no bytes", "records", record(b"")),
+        finding("no archive", "records", record(b"PK\x03\x04" + bytes(50))),
+        finding("an archive", "records", record(archive())),
+        finding("an array of an exabyte", "records", claims("1000000000000000000")),
+        finding("a shape beyond 64 bits", "records", claims("9" * 23)),
+        finding("an open string", "records", record(array('{"a\n  b\n c"""      '))),
+        finding("deep arrays", "toml", b"a=" + b"[" * 5000),
+        finding("a deep key", "toml", b"a" + b".a" * 5000 + b"=1"),
+        finding("a long number", "toml", b"a=" + b"9" * 5000),
         finding(
             "a large number as TOML",
             "toml",
             toml_seeds()[0].replace(b'"last_layers" = 1', f'"last_layers" = {BEYOND}'.encode()),
-            IntegerDomainError,
         ),
         finding(
             "a large number as JSON",
             "canonical",
             small_study().study.canonical().replace(b'"last_layers":1', f'"last_layers":{BEYOND}'.encode()),
-            IntegerDomainError,
         ),
         finding(
             "deep signatures",
             "agreement",
             b"\x00" + join(split(agreement_seeds()[0][1:])[0], b"[" * 5000),
-            RecursionError,
         ),
     ],
 )

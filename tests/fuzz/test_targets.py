@@ -13,10 +13,6 @@ from tests.fuzz.targets import TARGETS
 
 MUTATIONS = 200
 MOST_BYTES = 64 << 20
-FOUND = {
-    "records": pytest.mark.xfail(raises=EOFError, strict=True, reason="numpy's own errors leave from_records uncoded"),
-}
-"""What these targets find and is not mended yet."""
 
 
 @cache
@@ -54,7 +50,7 @@ def test_seeds_are_the_same_every_time(name: str) -> None:
     assert tuple(TARGETS[name].seeds()) == seeds(name)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=FOUND.get(name, ())) for name in TARGETS])
+@pytest.mark.parametrize("name", TARGETS)
 def test_bytes_cut_or_changed_are_read_or_refused_with_a_code(name: str) -> None:
     target, dice = TARGETS[name], random.Random(name)
     target(b"")

@@ -21,6 +21,7 @@ ALLOWED = frozenset(
 
 JUSTIFIED = {
     r"nvidia-.*|cuda-.*": "CUDA runtime that the public build of torch brings; nobody ships it on",
+    r"atheris": "Apache-2.0 by the LICENSE in its wheel, which its metadata does not name; for fuzzing only",
 }
 """Packages accepted whatever they state, by a pattern of their name, with the reason."""
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from common.errors import ConsiliumError
 from common.identity import SiteId
-from common.secagg.encoding import Encoding, rotate, uniform, unrotate
+from common.secagg.encoding import Encoding
+from common.secagg.rotation import rotate, unrotate
 from common.study import Aggregation, Study
 from tests.studies import fields
 
@@ -130,14 +131,14 @@ def test_the_rotation_is_orthonormal_and_undone(length: int) -> None:
 
 @pytest.mark.parametrize("length", [1000, 1023, 1024, 1025, 1536])
 def test_the_rotation_spreads_every_corner_over_the_whole_vector(length: int) -> None:
-    """Just below a power of two the windows hardly overlap; what is in one must reach the other all the same."""
+    """Also from the tail, whose slab reaches the others through one matrix of entries up to sqrt(2 / side)."""
     for place in (0, length // 2, length - 1):
         values = np.zeros(length)
         values[place] = 1.0
         rotated = np.asarray(rotate(values, "5a" * 32), dtype=np.float64)
         assert np.abs(rotated).max() < 8.0 / np.sqrt(length)
         quarters = np.array([np.sum(part**2) for part in np.array_split(rotated, 4)])
-        assert quarters == pytest.approx(0.25, abs=0.12)
+        assert quarters == pytest.approx(0.25, abs=0.18)
 
 
 def test_the_rotation_spreads_a_lonely_coordinate() -> None:
@@ -263,15 +264,6 @@ def test_rounding_has_no_bias(bits: int) -> None:
     values = lanes.astype(np.float64)
     assert set(np.unique(values)) <= {5.0, 6.0}
     assert abs(values.mean() - 5.3) <= 5 * np.sqrt(0.3 * 0.7 / draws) + 1e-3
-
-
-def test_uniforms_are_uniform_and_never_one() -> None:
-    drawn = uniform(100_000, os.urandom)
-    assert 0 <= drawn.min() < drawn.max() < 1
-    # 5 standard errors each: a false alarm of 6e-7.
-    assert abs(drawn.mean() - 0.5) < 5 / np.sqrt(12 * 100_000)
-    counts = np.bincount((drawn * 10).astype(np.int64), minlength=10)
-    assert abs(counts - 10_000).max() < 6 * np.sqrt(9_000)
 
 
 def test_whoever_clamps_knows_how_much_and_a_sum_is_of_the_clamped() -> None:
