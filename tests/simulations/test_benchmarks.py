@@ -10,7 +10,8 @@ import pytest
 
 from common.errors import ConsiliumError
 from common.link import secaggplus
-from simulations.benchmarks import secagg
+from simulations.benchmarks import encoding, secagg
+from tests.studies import signed_study
 
 KEYS = {"n", "d", "lost", "client_ms", "server_s", "bytes_up", "flwr_client_ms", "flwr_server_s", "flwr_bytes_up"}
 
@@ -88,3 +89,18 @@ def test_the_cells_are_those_that_are_promised() -> None:
     )
     assert (1000, 1_000_000, 10) in secagg.cells(full=False)
     assert (100, 10_000_000, 30) in secagg.cells(full=True)
+
+
+def test_the_error_of_encoding_falls_with_the_bits_and_rotation_helps() -> None:
+    study = signed_study(10, aggregation={"clamp": 0.06}).study
+    dice = np.random.default_rng(3)
+    updates = {
+        member.site_id: np.where(dice.random(2000) < 0.01, 0.1, 0.001) * dice.standard_normal(2000)
+        for member in study.roster
+    }
+    rounds = [{site: values.astype(np.float32) for site, values in updates.items()}]
+    coarse, fine = (encoding.measure(study, rounds, bits, long=3000) for bits in (8, 16))
+    assert coarse["error"] > 20 * fine["error"]
+    assert fine["error"] < fine["error_unrotated"]
+    assert 0 <= fine["clamped"] < 0.01
+    assert fine["encode_ms_3000"] > 0
