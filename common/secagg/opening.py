@@ -6,19 +6,19 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from common import errors
 from common.errors import ConsiliumError
 from common.secagg import shamir
 from common.secagg.channels import KeyPair
 from common.secagg.epoch import Epoch
 from common.secagg.graph import Graph
-from common.secagg.masks import Lanes, add_mask, mask_key
+from common.secagg.masks import Lanes, Mask, add_masks, mask_key
 from common.secagg.terms import Terms
 from common.secagg.wire import MASK, SEED, SHARE_BYTES
 
 _THREADS = os.cpu_count() or 1
-Job = tuple[bytes, bool]
-"""The key of a mask that is left in the sum, and whether to subtract it."""
 
 
 def open_total(epoch: Epoch, graph: Graph, total: Lanes, terms: Terms) -> None:
@@ -29,11 +29,9 @@ def open_total(epoch: Epoch, graph: Graph, total: Lanes, terms: Terms) -> None:
     """
     jobs = list(_left_over(epoch, graph, terms))
 
-    def run(share: Sequence[Job]) -> Lanes:
-        lanes = total.copy()
-        lanes[:] = 0
-        for key, subtract in share:
-            add_mask(lanes, key, subtract=subtract)
+    def run(share: Sequence[Mask]) -> Lanes:
+        lanes = np.zeros_like(total)
+        add_masks(lanes, share)
         return lanes
 
     threads = max(1, min(_THREADS, len(jobs)))
@@ -42,7 +40,7 @@ def open_total(epoch: Epoch, graph: Graph, total: Lanes, terms: Terms) -> None:
             total += lanes
 
 
-def _left_over(epoch: Epoch, graph: Graph, terms: Terms) -> Iterator[Job]:
+def _left_over(epoch: Epoch, graph: Graph, terms: Terms) -> Iterator[Mask]:
     alive = set(epoch.survivors)
     for owner, secret in _secrets(epoch, graph).items():
         if owner in alive:

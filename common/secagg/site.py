@@ -26,7 +26,7 @@ from common.secagg.encoding import Encoding, Entropy
 from common.secagg.graph import Graph
 from common.secagg.instance import Instance, Opened, Ticket
 from common.secagg.journal import Entry, Journal, MemoryJournal
-from common.secagg.masks import add_mask, mask_key
+from common.secagg.masks import add_masks, mask_key
 from common.secagg.terms import Terms
 from common.secagg.transitions import State, Step, after
 from common.secagg.wire import (
@@ -159,12 +159,12 @@ class SiteSession:
         state = after(self._state, Step.MASK)
         lanes, clamped = opened.encoding.encode(self._site, values, self._entropy)
         # From here on the masks are spent, whatever happens.
-        self._state = state
-        self.clamped += clamped
-        add_mask(lanes, mask_key(instance.seed, SEED, ticket.context))
+        self._state, self.clamped = state, self.clamped + clamped
+        masks = [(mask_key(instance.seed, SEED, ticket.context), False)]
         for index in _need(self._graph).peers(self._index):
             secret = instance.mask.agree(instance.peer_keys[index])
-            add_mask(lanes, mask_key(secret, MASK, ticket.context), subtract=self._index > index)
+            masks.append((mask_key(secret, MASK, ticket.context), self._index > index))
+        add_masks(lanes, masks)
         self._following = self._draw(instance.number + 1)
         writer = Writer(Kind.INPUT).blob(opened.encoding.pack(lanes))
         self._sealed_prepare(self._following).write(writer)

@@ -19,7 +19,7 @@ from common.secagg import Encoding, Phase, ServerSession, SiteSession, shamir, t
 from common.secagg.channels import KeyPair
 from common.secagg.context import context_of
 from common.secagg.journal import MemoryJournal
-from common.secagg.masks import Lanes, add_mask, mask_key
+from common.secagg.masks import Lanes, add_masks, mask_key
 from common.secagg.terms import Terms
 from common.secagg.transitions import State, Step
 from common.secagg.wire import MASK, SEED, Kind, Prepare, Reader, Writer, write_deliveries, write_signatures
@@ -106,11 +106,11 @@ class Attack:
         seed = shamir.combine(list(seed_shares), list(seed_shares.values()))
         pair = KeyPair(shamir.combine(list(mask_shares), list(mask_shares.values())))
         lanes, context = self.inputs[self.victim].copy(), self.server._epoch.context
-        add_mask(lanes, mask_key(seed, SEED, context), subtract=True)
+        add_masks(lanes, [(mask_key(seed, SEED, context), True)])
         for index, shared in self.server._epoch.prepares.items():
             if index != self.place:
                 secret = pair.agree(shared.prepare.key)
-                add_mask(lanes, mask_key(secret, MASK, context), subtract=self.place < index)
+                add_masks(lanes, [(mask_key(secret, MASK, context), self.place < index)])
         return [int(cell) for cell in self.encoding.decode(lanes, [self.victim])]
 
 

@@ -99,15 +99,15 @@ def findings(messages: list[Message]) -> list[str]:
     return found
 
 
-def no_mask(lanes: Lanes, key: bytes, *, subtract: bool = False) -> None:
+def no_mask(lanes: Lanes, masks: object) -> None:
     """Mask nothing."""
-    del lanes, key, subtract
+    del lanes, masks
 
 
 @pytest.fixture
 def unmasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.secagg.site, "add_mask", no_mask)
-    monkeypatch.setattr(common.secagg.opening, "add_mask", no_mask)
+    monkeypatch.setattr(common.secagg.site, "add_masks", no_mask)
+    monkeypatch.setattr(common.secagg.opening, "add_masks", no_mask)
 
 
 def test_no_metric_count_or_loss_of_a_site_is_among_the_messages() -> None:
