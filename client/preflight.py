@@ -27,6 +27,9 @@ Losses = Callable[..., Tensor]
 
 TOLERANCE = 1e-3
 """Largest relative error of a gradient: right models stay below 1e-5 in float32, wrong ones are above 1e-2."""
+LEAK_TOLERANCE = 1e-5
+"""Largest relative change of an example's gradient when another is replaced. The batch keeps its shape, so right models
+change by nothing at all; and what leaks counts once for every example of a batch, so little must be allowed."""
 FLOOR = 1e-2
 """A parameter's gradient is judged against at least this part of the whole gradient's norm: a true gradient of zero
 (the key bias of an attention) has rounding errors but no size."""
@@ -118,7 +121,7 @@ def examine(
     Raises CSL-330, naming the layer, when: two runs differ, a buffer changes, batch norm is in train mode, the loss is
     not one finite number an example, or depends on other examples; a gradient row is missing, is not that of a backward
     pass of its example alone, or changes with another example; a parameter that requires a gradient is not among
-    ``parameters``, or does not move.
+    ``parameters``, is of less than float32, or does not move; the model cannot run on synthetic inputs.
     """
     trained = tuple((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     held = tuple(parameters) if parameters is not None else trained
@@ -158,6 +161,8 @@ def _check_held(trained: Named, held: Named) -> None:
     for name, parameter in held:
         if id(parameter) not in alive:
             raise _refusal(f"{name} is in the optimizer but is not a trained parameter of the model")
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise _refusal(f"{name} is {parameter.dtype}: small steps would be rounded away")
     if not held:
         raise _refusal("no parameter trains")
 
@@ -231,7 +236,7 @@ def _outputs(model: nn.Module, losses: Losses, batch: Sequence[Tensor]) -> list[
 
 def _losses(model: nn.Module, losses: Losses, batch: Sequence[Tensor], held: Named) -> Tensor:
     with PerExampleGradients(model, held):
-        found = losses(model, *batch)
+        found = _run(model, losses, batch)
     if found.shape != (len(batch[0]),):
         raise _refusal(f"the loss has shape {tuple(found.shape)}, not one number an example ({len(batch[0])},)")
     if not bool(torch.isfinite(found).all()):
@@ -241,12 +246,44 @@ def _losses(model: nn.Module, losses: Losses, batch: Sequence[Tensor], held: Nam
 
 def _rows(model: nn.Module, losses: Losses, batch: Sequence[Tensor], held: Named) -> Tensor:
     with PerExampleGradients(model, held) as gradients:
+        found = _run(model, losses, batch)
         try:
-            return gradients.rows(losses(model, *batch))
+            return gradients.rows(found)
         except ConsiliumError:
             raise
         except Exception as error:
             raise _refusal(f"no gradient per example: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _run(model: nn.Module, losses: Losses, batch: Sequence[Tensor]) -> Tensor:
+    """Return the losses; a model that cannot run is refused, naming the module that was running."""
+    running: list[str] = []
+
+    def enter(name: str) -> Callable[[nn.Module, object], None]:
+        def push(module: nn.Module, inputs: object) -> None:
+            del module, inputs
+            running.append(name)
+
+        return push
+
+    def leave(module: nn.Module, inputs: object, output: object) -> None:
+        del module, inputs, output
+        running.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+    try:
+        return losses(model, *batch)
+    except ConsiliumError:
+        raise
+    except Exception as error:
+        where = (running[-1] if running else "") or "the model or its loss"
+        count = len(batch[0])
+        raise _refusal(f"{where} fails on {count} examples: {type(error).__name__}: {str(error)[:200]}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _one_by_one(model: nn.Module, losses: Losses, batch: Sequence[Tensor], held: Named) -> Tensor:
@@ -254,7 +291,9 @@ def _one_by_one(model: nn.Module, losses: Losses, batch: Sequence[Tensor], held:
     parameters = [parameter for _, parameter in held]
     rows = []
     for row in range(len(batch[0])):
-        loss = losses(model, *[tensor[row : row + 1] for tensor in batch])
+        loss = _run(model, losses, [tensor[row : row + 1] for tensor in batch])
+        if not loss.requires_grad:
+            raise _refusal("the loss depends on no parameter that trains")
         found = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
         for (name, _), gradient in zip(held, found, strict=True):
             if gradient is None:
@@ -278,7 +317,7 @@ def _check_leak(
         altered = _rows(model, losses, [tensor[order.to(tensor.device)] for tensor in inputs], held)
         others = torch.arange(count) != replaced
         leak, where = _worst(altered[others], rows[others], held, expected[others])
-        if not leak <= TOLERANCE:
+        if not leak <= LEAK_TOLERANCE:
             raise _refusal(f"{where}: replacing one example changes another's gradient by {leak:.1e}")
         worst = max(worst, leak)
     return worst

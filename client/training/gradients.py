@@ -45,7 +45,7 @@ class PerExampleGradients:
             if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
         ]
         try:
-            self._hooks = GradSampleHooks(self._model, batch_first=True, loss_reduction="sum", strict=True)
+            self._hooks = _NamingHooks(self._model)
         except Exception as error:
             for handle in vars(self._model).pop("autograd_grad_sample_hooks", ()):
                 handle.remove()
@@ -92,6 +92,23 @@ class PerExampleGradients:
             parameter.grad_sample = None  # type: ignore[attr-defined]
             parameter.grad = None
         return torch.cat(parts, dim=1)
+
+
+class _NamingHooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
+    """Opacus' hooks, which say in which layer they failed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {module: name for name, module in model.named_modules()}
+        super().__init__(model, batch_first=True, loss_reduction="sum", strict=True)
+
+    def capture_backprops_hook(self, module: nn.Module, *given: object, **options: object) -> None:
+        """Take one layer's rows during the backward pass; raises CSL-330 naming the layer that has none."""
+        try:
+            super().capture_backprops_hook(module, *given, **options)
+        except Exception as error:
+            where = f"{self._names[module] or 'the model'} ({type(module).__name__})"
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise ConsiliumError(errors.PREFLIGHT_REFUSED, f"{where} has no gradient per example: {reason}") from error
 
 
 def _scaling_rows(layer: Scaling, activations: list[Tensor], gradient: Tensor) -> dict[nn.Parameter, Tensor]:
