@@ -30,7 +30,7 @@ TOLERANCE = 1e-3
 LEAK_TOLERANCE = 1e-5
 """Largest relative change of an example's gradient when another is replaced. The batch keeps its shape, so right models
 change by nothing at all; and what leaks counts once for every example of a batch, so little must be allowed."""
-FLOOR = 1e-2
+FLOOR = 1e-4
 """A parameter's gradient is judged against at least this part of the whole gradient's norm: a true gradient of zero
 (the key bias of an attention) has rounding errors but no size."""
 

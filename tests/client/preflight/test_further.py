@@ -6,6 +6,8 @@ backward passes of one example each, and sums are compared over neighbouring bat
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,6 +51,10 @@ EXPECTED_WRONG = {
 """Some verdicts that are known from elsewhere, so that the brute force is itself tested."""
 
 
+SINGLE = {"mixtral, attention", "mixtral, router"}
+"""The kernel of its experts knows no float64."""
+
+
 def rows_of(case: Case, chosen: list[int]) -> Tensor:
     held = [(name, parameter) for name, parameter in case.model.named_parameters() if parameter.requires_grad]
     with PerExampleGradients(case.model, held) as gradients:
@@ -66,8 +72,15 @@ def own_gradient(case: Case, row: int) -> Tensor:
     return flat
 
 
-def is_right(case: Case) -> bool:
-    """Say whether clipping what training would clip bounds what one example can do."""
+def is_right(case: Case, *, exact: bool) -> bool:
+    """Say whether clipping what training would clip bounds what one example can do.
+
+    exact   in float64, where a true zero is zero
+    """
+    if exact:
+        case.model.double()
+        doubled = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in case.inputs)
+        case = dataclasses.replace(case, inputs=doubled)
     with torch.no_grad():
         for parameter in case.model.parameters():
             if parameter.requires_grad:
@@ -78,7 +91,8 @@ def is_right(case: Case) -> bool:
         if rows.shape[0] != EXAMPLES:
             return False
         own = torch.stack([own_gradient(case, row) for row in everyone])
-        if not torch.allclose(rows, own, rtol=0.0, atol=1e-3 * float(own.norm(dim=1).min())):
+        error = (rows - own).abs().amax(dim=1) / own.norm(dim=1)
+        if not float(error.max()) < (1e-6 if exact else 1e-4):
             return False
         if any(not torch.equal(rows_of(case, everyone), rows) for _ in range(RUNS)):
             return False
@@ -109,7 +123,7 @@ def test_the_verdict_is_that_of_brute_force(name: str) -> None:
     case = FURTHER[name]()
     verdict, reason = accepted(case)
     torch.manual_seed(4)
-    truth = is_right(case)
+    truth = is_right(case, exact=name not in SINGLE)
     assert verdict == truth, reason
     assert truth or name not in EXPECTED_RIGHT, reason
     assert not truth or name not in EXPECTED_WRONG
