@@ -68,7 +68,7 @@ def whole_event(
     return dp_accounting.ComposedDpEvent(parts)
 
 
-def discrete_slack(evaluation_noise_multiplier: float, evaluation_releases: int) -> float:
+def discrete_slack(evaluation_noise_multiplier: float, evaluation_releases: int, *, units: int = 1) -> float:
     """Return 2a, so that discrete Gaussian releases are (eps + 2a, delta e^a) where continuous ones are (eps, delta).
 
     The evaluation adds integers from the discrete Gaussian, and the accountant knows the continuous one. Compare
@@ -80,9 +80,12 @@ def discrete_slack(evaluation_noise_multiplier: float, evaluation_releases: int)
     least 0.05) the two masses differ by a factor within e^(±a/2) with a as below, where the other half covers the
     higher orders. A pointwise factor e^(±a) on both distributions turns the hockey-stick divergence at eps + 2a
     into at most e^a times the old one at eps. Factors multiply over cells and releases.
+
+    units  added or removed together; so many sensitivities lie between neighbours
     """
+    tail = _TAIL / 2.0 + max(_TAIL / 2.0, units / evaluation_noise_multiplier)
     deviation = evaluation_noise_multiplier * EVALUATION_SENSITIVITY
-    slack = 2.0 * EVALUATION_CELLS * evaluation_releases * (_TAIL**2 + 1.0) / (24.0 * deviation**2)
+    slack = 2.0 * EVALUATION_CELLS * evaluation_releases * (tail**2 + 1.0) / (24.0 * deviation**2)
     return 2.0 * slack
 
 

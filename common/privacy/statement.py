@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from common.identity import SiteId
 from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, accountant_version, epsilon_of
+from common.privacy.groups import SHOWN_GROUPS, epsilon_for_group
 from common.privacy.plan import PrivacyPlan
 from common.study import Kind, Study, Unit
 
@@ -18,6 +19,9 @@ NEIGHBOUR: Mapping[Unit, str] = {
     Unit.RECORD: "add or remove one record",
     Unit.PATIENT: "add or remove one patient with all of their records",
 }
+
+_USELESS = 20.0
+"""Above this epsilon the odds may change by more than 4e8: a guarantee in name."""
 
 _STATEMENT = """\
 # Privacy statement
@@ -147,7 +151,16 @@ def _records(plan: PrivacyPlan) -> str:
             f"A patient's records in a step (at most {plan.max_records_per_unit}, chosen at random) are summed before "
             "the clip, so the guarantee is for the whole patient."
         )
+    rows = "\n".join(f"| {count} | {_epsilon_shown(epsilon_for_group(plan, count))} |" for count in SHOWN_GROUPS)
     return (
-        "A person with k records at a site is protected only as a group of k units: k times the epsilon above, and "
-        "delta times k e^((k - 1) epsilon). Where people have several records, sign a study with unit 'patient'."
+        "**A person is not a record.** The guarantee above is for one record. Whoever has k records at a site is "
+        f"protected by this much, at the same delta of {plan.delta:g}, if all k are added or removed together:\n\n"
+        f"| records of one person | epsilon |\n|---|---|\n{rows}\n\n"
+        "Where people have several records, sign a study with unit 'patient': its guarantee does not grow with k."
     )
+
+
+def _epsilon_shown(epsilon: float) -> str:
+    if math.isinf(epsilon):
+        return "no finite bound: not protected"
+    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}" + (" (no protection to speak of)" if epsilon > _USELESS else "")

@@ -7,6 +7,7 @@ import pytest
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.accounting import accountant_version
+from common.privacy.groups import epsilon_for_group
 from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import NEIGHBOUR, expected_half_width, statement
 from common.study import Study, Unit
@@ -41,7 +42,14 @@ def test_unit_and_neighbour_relation_stand_where_epsilon_stands(unit: Unit) -> N
 
 
 def test_a_record_level_study_says_what_it_means_for_a_person_with_many_records() -> None:
-    assert "k times the epsilon above" in statement(study())
+    agreed = study()
+    plan, text = PrivacyPlan.for_site(agreed, SiteId("site-000")), statement(agreed)
+    for records in (1, 2, 10):
+        row = next(line for line in text.splitlines() if line.startswith(f"| {records} |"))
+        assert float(row.split("|")[2].split()[0]) >= epsilon_for_group(plan, records)
+    assert "no protection to speak of" in text
+    patients = statement(study(privacy={"unit": "patient", "max_records_per_unit": 3}))
+    assert "records of one person" not in patients
 
 
 def test_a_simulation_is_said_to_be_one() -> None:

@@ -1,0 +1,71 @@
+"""What a plan promises to a person who owns several units: a patient with k records in a record-level study.
+
+The k records are added or removed together. In a step each enters by its own coin, so that the number of those that
+enter is binomial and moves the clipped sum by at most that many clip norms. One output from the mixture of Gaussians
+with these distances dominates a step, also for vectors that lie in different directions and under adaptive composition
+[Ganesh 2024, "Tight group-level DP guarantees for DP-SGD with sampling via mixture of Gaussians mechanisms",
+arXiv 2401.10294]. In an evaluation release all k are present and move the cells by k times the sensitivity.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import dp_accounting
+from dp_accounting.pld import PLDAccountant
+
+from common import errors
+from common.errors import ConsiliumError
+from common.privacy.accounting import discrete_slack
+from common.privacy.plan import PrivacyPlan
+
+SHOWN_GROUPS = (1, 2, 10)
+"""Numbers of records for which a record-level statement prints the guarantee."""
+MOST_RECORDS = 1000
+_GRID_PER_RECORD = 5e-3
+"""Grid of the losses over the number of records; losses are rounded up, which costs about one part in a hundred."""
+
+
+@lru_cache(maxsize=256)
+def epsilon_for_group(plan: PrivacyPlan, records: int) -> float:
+    """Return an upper bound of epsilon, at the plan's delta, for adding or removing ``records`` units together.
+
+    records  1 to 1000; 1 gives the plan's own epsilon
+
+    The result is infinite where the accountant finds no finite bound: that many records are not protected. Raises
+    CSL-201 for a number out of range.
+    """
+    if not 1 <= records <= MOST_RECORDS:
+        raise ConsiliumError(errors.PRIVACY_PARAMETER, f"records is {records}, not within [1, {MOST_RECORDS}]")
+    own = plan.epsilon()
+    if records == 1:
+        return own
+    grid = _GRID_PER_RECORD * records
+    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
+    accountant.compose(group_step(plan, records), plan.steps)
+    if plan.evaluation_releases:
+        release = dp_accounting.GaussianDpEvent(plan.evaluation_noise_multiplier / records)
+        accountant.compose(release, plan.evaluation_releases)
+    slack = discrete_slack(plan.evaluation_noise_multiplier, plan.evaluation_releases, units=records)
+    # More records are never safer; the grid's rounding must not make it look so.
+    return max(own, float(accountant.get_epsilon(plan.delta * math.exp(-slack / 2.0))) + slack)
+
+
+def group_step(plan: PrivacyPlan, records: int) -> dp_accounting.DpEvent:
+    """Return one step as ``records`` units together see it: distances 0 to ``records`` clip norms, binomial."""
+    rate = plan.sampling_rate
+    if rate == 1.0:
+        return dp_accounting.GaussianDpEvent(plan.noise_multiplier / records)
+    counts = range(records + 1)
+    chances = [math.exp(_log_binomial(records, count, rate)) for count in counts]
+    # What rounding leaves over goes to the largest distance, never to a smaller one.
+    chances[-1] = max(chances[-1], 1.0 - math.fsum(chances[:-1]))
+    return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
+        plan.noise_multiplier, [float(count) for count in counts], chances
+    )
+
+
+def _log_binomial(trials: int, count: int, rate: float) -> float:
+    ways = math.lgamma(trials + 1) - math.lgamma(count + 1) - math.lgamma(trials - count + 1)
+    return ways + count * math.log(rate) + (trials - count) * math.log1p(-rate)
