@@ -26,12 +26,14 @@ class Encoded:
 
     tokens   one int32 array an example, special tokens included, at most the task's max_tokens long
     targets  (n,) int64
-    units    (n,) int64, the privacy unit that owns each example, dense from 0
+    units    (n,) int64, the privacy unit that owns each example, numbered from 0
+    dropped  records that could not be read and are not among the examples. Sensitive: it stays on site
     """
 
     tokens: tuple[NDArray[np.int32], ...] = field(repr=False)
     targets: NDArray[np.int64] = field(repr=False)
     units: NDArray[np.int64] = field(repr=False)
+    dropped: int = field(default=0, repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,7 +54,11 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, texts: Sequence[str], labels: Sequence[str], units: NDArray[np.int64]) -> Encoded:
-        """Turn labelled texts into encoded examples; raises CSL-321 for a label that the study does not have."""
+        """Turn labelled texts into encoded examples.
+
+        A record whose text is no text, or whose label the study does not have, is left out and counted in
+        ``dropped``; one such record never fails a site (RULES 13). Whether a record stays depends on it alone.
+        """
 
     @abstractmethod
     def pad(self, tokens: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:

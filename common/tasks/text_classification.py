@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common import errors
-from common.errors import ConsiliumError
 from common.study import TextClassification
 from common.tasks import Embedder, Encoded, Task
 
@@ -36,16 +34,14 @@ class TextClassificationTask(Task):
 
     def encode(self, texts: Sequence[str], labels: Sequence[str], units: NDArray[np.int64]) -> Encoded:
         """See :meth:`Task.encode`. A text that is too long is cut at the study's max_tokens."""
-        unknown = sorted({label for label in labels if label not in self._index})
-        if unknown:
-            # The label itself may tell something of a patient; how many there are, and where to look, is enough.
-            raise ConsiliumError(errors.TASK_LABEL_UNKNOWN, f"{len(unknown)} labels are unknown to the study")
-        targets = np.array([self._index[label] for label in labels], dtype=np.int64)
-        return Encoded(self._tokens(texts), targets, np.asarray(units, dtype=np.int64))
+        kept = [row for row, (text, label) in enumerate(zip(texts, labels, strict=True)) if self._reads(text, label)]
+        targets = np.array([self._index[labels[row]] for row in kept], dtype=np.int64)
+        owners = np.asarray(units, dtype=np.int64)[kept]
+        return Encoded(self._tokens([texts[row] for row in kept]), targets, owners, len(texts) - len(kept))
 
     def pad(self, tokens: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
         """See :meth:`Task.pad`."""
-        longest = max((len(row) for row in tokens), default=0)
+        longest = max((max(1, len(row)) for row in tokens), default=0)
         identifiers = np.full((len(tokens), longest), self._padding, dtype=np.int64)
         mask = np.zeros((len(tokens), longest), dtype=np.int64)
         for row, values in enumerate(tokens):
@@ -80,6 +76,13 @@ class TextClassificationTask(Task):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`Task.loss`."""
         return functional.cross_entropy(logits, targets, reduction="none")
+
+    def _reads(self, text: object, label: object) -> bool:
+        """Whether a record has a text of well-formed Unicode and a label that the study knows."""
+        if not isinstance(text, str) or label not in self._index:
+            return False
+        # A lone surrogate, as broken exports have it, would stop the tokenizer and with it the site.
+        return not any("\ud800" <= character <= "\udfff" for character in text)
 
     def _tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], ...]:
         if not texts:

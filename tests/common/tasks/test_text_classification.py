@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from common import backbone as backbones
-from common.errors import ConsiliumError
 from common.study import TextClassification
 from common.tasks import Task, task_for
 from tests.encoders import write_encoder
@@ -30,11 +29,31 @@ def test_texts_are_cut_at_the_studys_length_and_padded_under_a_mask(task: Task) 
     assert ids.shape == mask.shape
 
 
-def test_an_unknown_label_is_refused_without_being_repeated(task: Task) -> None:
-    with pytest.raises(ConsiliumError) as caught:
-        task.encode(["pain"], ["HIV positive"], np.array([0]))
-    assert caught.value.code == "CSL-321"
-    assert "HIV" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("pain", "HIV positive"), ("pain", None), (None, "yes"), (float("nan"), "yes"), ("pain \ud800", "yes")],
+)
+def test_a_record_that_cannot_be_read_is_left_out_and_fails_no_other(task: Task, text: object, label: object) -> None:
+    texts, labels = ["fever", text, "cough"], ["no", label, "yes"]
+    encoded = task.encode(texts, labels, np.array([0, 1, 2]))  # type: ignore[arg-type]
+    alone = task.encode(["fever", "cough"], ["no", "yes"], np.array([0, 2]))
+    assert encoded.dropped == 1
+    assert "dropped" not in repr(encoded)
+    assert encoded.units.tolist() == [0, 2]
+    assert encoded.targets.tolist() == alone.targets.tolist()
+    assert all(map(np.array_equal, encoded.tokens, alone.tokens))
+
+
+def test_a_text_of_any_length_and_an_empty_one_are_encoded(task: Task) -> None:
+    encoded = task.encode(["pain " * 100_000, ""], ["no", "yes"], np.array([0, 1]))
+    assert encoded.dropped == 0
+    assert len(encoded.tokens[0]) == 5
+
+
+def test_examples_without_tokens_are_padded_to_one_masked_place(task: Task) -> None:
+    ids, mask = task.pad([np.zeros(0, dtype=np.int32)])
+    assert ids.shape == mask.shape == (1, 1)
+    assert mask.sum() == 0
 
 
 def test_no_example_at_all_is_encoded_and_padded(task: Task) -> None:
