@@ -273,6 +273,8 @@ class Coordinator:
         )
         if (reply.instance, reply.attempt) != (request.instance, request.attempt):
             raise ConsiliumError(errors.MESSAGE_MISBOUND, "another instance")
-        if len(head := reply.parts.get(LEDGER_PART, b"")) == LEDGER_BYTES:
+        # Who answers first after a start has shown nothing yet: what it showed before must not be overwritten by it.
+        head = reply.parts.get(LEDGER_PART, b"")
+        if request.stage is not Stage.IDENTIFY and len(head) == LEDGER_BYTES:
             self._witnessed[SiteId(sender)] = head
         return reply

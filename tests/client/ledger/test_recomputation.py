@@ -56,7 +56,7 @@ def exported(tmp_path: Path) -> dict[str, object]:
 
 
 def entries(exported: dict[str, object]) -> list[dict[str, object]]:
-    return [chained["record"]["entry"] for chained in exported["entries"]]  # type: ignore[attr-defined,index]
+    return [chained["record"]["entry"] for chained in exported["entries"]]  # type: ignore[attr-defined]
 
 
 def losses(noise: float, rate: float, *, removed: bool) -> NDArray[np.float64]:
@@ -72,10 +72,8 @@ def losses(noise: float, rate: float, *, removed: bool) -> NDArray[np.float64]:
     kept = (first > 1e-300) & (second > 1e-300)
     loss = np.log(first[kept] / second[kept])
     place = np.rint(loss / GRID).astype(np.int64) + int(REACH / GRID)
-    found: NDArray[np.float64] = np.bincount(
-        np.clip(place, 0, None), weights=first[kept], minlength=int(2 * REACH / GRID) + 1
-    )
-    return found
+    found = np.bincount(np.clip(place, 0, None), weights=first[kept], minlength=int(2 * REACH / GRID) + 1)
+    return found.astype(np.float64)
 
 
 def epsilon(parts: list[tuple[float, float, int]], delta: float) -> float:
