@@ -22,6 +22,7 @@ LIGHT = (
     "common.secagg",
     "common.stream",
     "common.study",
+    "client.cli",
     "client.data",
     "client.egress",
     "client.ledger",
