@@ -159,7 +159,7 @@ def expected_half_width(study: Study, tested_share: float = TESTED_SHARE) -> flo
 
 def units_to_test(study: Study, half_width: float) -> int:
     """Return how many units all sites together must test for the noise to widen an interval by ``half_width`` only."""
-    return math.ceil(_half_width_times_tested(study) / half_width)
+    return math.ceil(round(_half_width_times_tested(study) / half_width, 6))
 
 
 def _half_width_times_tested(study: Study) -> float:

@@ -53,9 +53,10 @@ times that band; never a count |
 {evaluation}
 
 ## What is charged
-- A site charges its account before it computes. A charge is one update of {steps_per_charge} step(s) for one model, \
-one attempt and one cohort. {rounds} sums are planned and {charges} charges allowed, so {spare} may be repeated; \
-then the site refuses.
+- A site commits the epsilon and delta above to its account when it joins, and charges before it computes. A study \
+closed before its first charge gives them back; after one charge all of them count as spent.
+- A charge is one update of {steps_per_charge} step(s) for one model, one attempt and one cohort. {rounds} sums are \
+planned and {charges} charges allowed, so {spare} may be repeated; then the site refuses.
 - An attempt that is aborted after a site has computed stays charged there, and asking again is another charge. \
 The very same request after a crash is not: it gets the same reply.
 - The account is a patient population that the hospital names, not a file. Inside this study every parameter was \
@@ -79,6 +80,7 @@ fixed at signing, and one accountant composes all of it. Across studies on one a
 | number of units, examples, batch sizes, losses | never sent |
 | a record that cannot be read, a gradient that is not finite | counts as zero; it stops nothing |
 | weight of a site in the mean | a public band, signed in the study before any data were read |
+| where the ledger ends, in each reply | a digest and a sealed number, which nobody else can read |
 | learning rate, clip norm, rounds and other settings | signed in the study; how they were chosen is outside \
 this guarantee |
 
@@ -96,7 +98,9 @@ float32 and to the grid of the secure sum.
 - **What {unit}s have in common** can be learned; that is what the study is for.
 - **Presence and time.** Whether a site takes part, when it answers, and how long it takes can be seen, and time
   can depend on data: on how many units were drawn, and on how long their texts are.
-- **Restored storage.** A restored snapshot of a site's storage can make it spend twice what it knows of.
+- **Restored storage.** A site whose ledger was put back to an older copy refuses to train: its anchor outside the
+  database, and the head in its own signed replies, tell it so. If database and anchor are put back together and
+  the operator keeps those replies to itself, the site can spend twice what it then knows of.
 
 The headings answer NIST SP 800-226 (2025). {signing}
 """

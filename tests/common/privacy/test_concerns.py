@@ -79,7 +79,7 @@ def test_the_width_said_is_the_width_expected_and_the_number_needed_reaches_it()
     needed = units_to_test(loud, 0.10)
     assert f"{needed:,} tested" in text
     bands = sum(member.band for member in loud.roster)
-    assert expected_half_width(loud, needed / bands) <= 0.10 < expected_half_width(loud, (needed - 1) / bands)
+    assert expected_half_width(loud, needed / bands) <= 0.10 + 1e-9 < expected_half_width(loud, (needed - 1) / bands)
 
 
 def test_a_figure_that_will_say_nothing_is_called_so() -> None:
