@@ -154,7 +154,7 @@ def served(made: Federation, model: AdaptedModel, folder: Path) -> Callable[[Con
     encoded = model.task.encode(texts, [study.task.labels[row % 2] for row in range(24)], np.arange(24))
 
     def serve(pipe: Connection) -> None:
-        features = Features(model, encoded)
+        features = Features(model, encoded, alone=True)
         workload = TextWorkload(study, VICTIM, model, training=features, testing=features, noise=SystemNoise())
         ledger = SqliteLedger(folder / "ledger.sqlite")
         journal = SqliteJournal(folder / "journal.sqlite", study.digest, VICTIM)
