@@ -51,11 +51,15 @@ class Prepared:
     @property
     def units(self) -> dict[SiteId, int]:
         """Each site's number of training units, patients or records as the study says, at least 1."""
-        by_patient = self.unit is Unit.PATIENT
-        return {
-            site.site: max(1, len(np.unique(site.train.units)) if by_patient else len(site.train))
-            for site in self.sites
-        }
+        return {site.site: max(1, self._count(site.train)) for site in self.sites}
+
+    @property
+    def tested_units(self) -> dict[SiteId, int]:
+        """Each site's number of test units."""
+        return {site.site: self._count(site.test) for site in self.sites}
+
+    def _count(self, examples: Examples) -> int:
+        return len(np.unique(examples.units)) if self.unit is Unit.PATIENT else len(examples)
 
 
 def prepare(

@@ -23,6 +23,8 @@ from common.study import Unit
 
 SHOWN_GROUPS = (1, 2, 10)
 """Numbers of records for which a record-level statement prints the guarantee."""
+NAMELESS_EPSILON = 20.0
+"""Above this epsilon the odds may change by more than 4e8: a guarantee in name."""
 MOST_RECORDS = 1000
 _GRID_PER_RECORD = 5e-3
 """Grid of the losses over the number of records; losses are rounded up, which costs about one part in a hundred."""

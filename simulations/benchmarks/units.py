@@ -112,7 +112,9 @@ def table(rows: Sequence[Row]) -> str:
         spent = " ".join(_shown(first[f"epsilon_{records}"]) for records in SHOWN)
         exact, released = (_mean([row[key] for row in found]) for key in ("accuracy", "released"))
         widths = [
-            (float(row["high"]) - float(row["low"])) / 2 for row in found if row["high"] and row["low"] is not None
+            (float(row["high"]) - float(row["low"])) / 2
+            for row in found
+            if row["high"] is not None and row["low"] is not None
         ]
         width = f"±{100 * statistics.mean(widths):.1f}" if widths else "-"
         noise = float(first["noise_multiplier"] or 0.0)
