@@ -112,9 +112,8 @@ class Mortal:
             return None
         try:
             reply: Sealed | None = self._pipe.recv()
-        except EOFError:
-            self._kill()
-            return None
+        except (EOFError, ConnectionResetError) as error:
+            raise AssertionError("the site died of itself") from error
         self._seconds.setdefault(stage, []).append(os.times().elapsed - start)
         return reply
 
@@ -154,7 +153,7 @@ def served(made: Federation, model: AdaptedModel, folder: Path) -> Callable[[Con
     encoded = model.task.encode(texts, [study.task.labels[row % 2] for row in range(24)], np.arange(24))
 
     def serve(pipe: Connection) -> None:
-        features = Features(model, encoded)
+        features = Features(model, encoded, alone=True)
         workload = TextWorkload(study, VICTIM, model, training=features, testing=features, noise=SystemNoise())
         ledger = SqliteLedger(folder / "ledger.sqlite")
         journal = SqliteJournal(folder / "journal.sqlite", study.digest, VICTIM)
