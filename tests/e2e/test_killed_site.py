@@ -112,9 +112,8 @@ class Mortal:
             return None
         try:
             reply: Sealed | None = self._pipe.recv()
-        except EOFError:
-            self._kill()
-            return None
+        except (EOFError, ConnectionResetError) as error:
+            raise AssertionError("the site died of itself") from error
         self._seconds.setdefault(stage, []).append(os.times().elapsed - start)
         return reply
 
