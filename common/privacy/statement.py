@@ -145,14 +145,14 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         unit=plan.unit.value,
         neighbour=NEIGHBOUR[plan.unit],
         stated=study.privacy.epsilon,
-        epsilon=_up(plan.epsilon()),
-        rounded=_up(plan.epsilon(), 2).rstrip("0").rstrip("."),
+        epsilon=rounded_up(plan.epsilon()),
+        rounded=rounded_up(plan.epsilon(), 2).rstrip("0").rstrip("."),
         delta=plan.delta,
         charges=plan.max_charges,
         steps_per_charge=plan.steps_per_charge,
         releases=plan.evaluation_releases,
-        training=_up(_part(plan, plan.steps, 0)),
-        evaluating=_up(_part(plan, 0, plan.evaluation_releases) if plan.evaluation_releases else 0.0),
+        training=rounded_up(_part(plan, plan.steps, 0)),
+        evaluating=rounded_up(_part(plan, 0, plan.evaluation_releases) if plan.evaluation_releases else 0.0),
         rate=plan.sampling_rate,
         clip=plan.clip_norm,
         sigma=plan.noise_multiplier,
@@ -162,9 +162,9 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         rounds=study.training.rounds,
         spare=plan.max_charges - study.training.rounds,
         sites=len(bands),
-        two_epsilon=_up(2 * plan.epsilon()),
+        two_epsilon=rounded_up(2 * plan.epsilon()),
         two_delta=2 * plan.delta,
-        all_epsilon=_up(len(bands) * plan.epsilon()),
+        all_epsilon=rounded_up(len(bands) * plan.epsilon()),
         all_delta=len(bands) * plan.delta,
         signing=_GENERAL
         if site is None
@@ -229,9 +229,9 @@ def _records(plan: PrivacyPlan) -> str:
 def _epsilon_shown(epsilon: float) -> str:
     if math.isinf(epsilon):
         return "no finite bound: not protected"
-    return _up(epsilon) + (" (no protection to speak of)" if epsilon > NAMELESS_EPSILON else "")
+    return rounded_up(epsilon) + (" (no protection to speak of)" if epsilon > NAMELESS_EPSILON else "")
 
 
-def _up(epsilon: float, digits: int = 4) -> str:
+def rounded_up(epsilon: float, digits: int = 4) -> str:
     """Print an epsilon, never smaller than it is."""
     return f"{math.ceil(epsilon * 10**digits) / 10**digits:.{digits}f}"
