@@ -20,7 +20,7 @@ from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.stopwatch import Stopwatch
-from common.study import BackboneManifest
+from common.study import BackboneManifest, TrainingNoise
 from common.tasks import Task, task_for
 from simulations.cohort import load_sites
 from simulations.progress import Progress
@@ -77,13 +77,15 @@ def prepare(
     start = model.read_vector()
     progress.phase("frozen prefix", 3 * len(sites))
 
+    one_by_one = scenario.privacy.noise is TrainingNoise.DISCRETE
+
     def features(of: Callable[[SiteData], Examples], kept: Precision = Precision.FULL) -> dict[SiteId, Features]:
         made = {}
         for site in sites:
             examples = of(site)
             with watch.timed("features"):
                 encoded = task.encode(examples.texts, examples.labels, examples.units)
-                made[site.site] = Features(model, encoded, precision=kept)
+                made[site.site] = Features(model, encoded, precision=kept, one_by_one=one_by_one)
             progress.advance()
         return made
 

@@ -53,6 +53,8 @@ class Features:
     encoded    the records
     cache      False recomputes every layer in every step; so does a model without a frozen prefix
     precision  of :meth:`losses`, that is of training; predictions and the prefix are always in full precision
+    one_by_one every record is computed in a batch of its own. In a shared one the last bits of a record's numbers
+               depend on the batch's size and padding, that is on its neighbours; discrete noise asks for the last bit
 
     Raises CSL-330 if the cached prefix and the rest of the model do not add up to the model.
     """
@@ -64,7 +66,9 @@ class Features:
         *,
         cache: bool = True,
         precision: Precision = Precision.FULL,
+        one_by_one: bool = False,
     ) -> None:
+        self.one_by_one = one_by_one
         self._precision = precision
         self._task: Task = model.task
         self._tokens = encoded.tokens
@@ -87,12 +91,12 @@ class Features:
 
         Units stay apart: equal numbers at two sites are two units.
         """
-        if not parts or len({(part._prefix_layers, part.is_cached) for part in parts}) != 1:
+        if not parts or len({(part._prefix_layers, part.is_cached, part.one_by_one) for part in parts}) != 1:
             raise ConsiliumError(errors.DATA_EMPTY, "features to join must exist and share their prefix")
         whole = cls.__new__(cls)
         first = parts[0]
         whole._task, whole._prefix_layers = first._task, first._prefix_layers
-        whole._is_pooled, whole._precision = first._is_pooled, first._precision
+        whole._is_pooled, whole._precision, whole.one_by_one = first._is_pooled, first._precision, first.one_by_one
         whole._tokens = tuple(row for part in parts for row in part._tokens)
         whole.targets = np.concatenate([part.targets for part in parts])
         whole.lengths = np.concatenate([part.lengths for part in parts])
@@ -122,8 +126,11 @@ class Features:
     def micro_batches(self, rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
         """Divide rows into micro-batches of at most ``size`` rows of similar length, with little padding.
 
-        What is computed for a row does not depend on its neighbours, so the division is free; see :func:`divide`.
+        What is computed for a row depends on its neighbours in the last bits of float32 at most; see :func:`divide`.
         """
+        if self.one_by_one:
+            yield from rows[:, None]
+            return
         lengths = np.ones_like(self.lengths) if self._is_pooled and self._hidden is not None else self.lengths
         ordered = rows[np.argsort(lengths[rows], kind="stable")]
         start = 0

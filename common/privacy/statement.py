@@ -103,6 +103,7 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         delta=plan.delta,
         evaluation_noise_multiplier=plan.evaluation_noise_multiplier,
         evaluation_releases=0,
+        noise=plan.noise,
     )
     simulated = study.kind is Kind.SIMULATION
     return _STATEMENT.format(
