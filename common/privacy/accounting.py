@@ -17,6 +17,8 @@ from dp_accounting.pld import PLDAccountant
 
 from common import errors
 from common.errors import ConsiliumError
+from common.privacy.grid import LEAST_GRID_DEVIATION, MOST_DIMENSION, DiscreteNoise, discrete_epsilon
+from common.study import TrainingNoise
 
 ACCOUNTANT = "PLD (dp-accounting)"
 DISCRETISATION = 1e-3
@@ -35,7 +37,6 @@ _LEAST_NOISE = 0.05
 _MOST_NOISE = 100_000.0
 _MOST_STEPS = 10_000_000
 _LEAST_EVALUATION_NOISE = 0.05
-_TAIL = 40.0
 
 
 def accountant_version() -> str:
@@ -68,25 +69,17 @@ def whole_event(
     return dp_accounting.ComposedDpEvent(parts)
 
 
-def discrete_slack(evaluation_noise_multiplier: float, evaluation_releases: int, *, units: int = 1) -> float:
-    """Return 2a, so that discrete Gaussian releases are (eps + 2a, delta e^a) where continuous ones are (eps, delta).
-
-    The evaluation adds integers from the discrete Gaussian, and the accountant knows the continuous one. Compare
-    with the continuous Gaussian rounded to integers, which is post-processing of it. Let s be the standard
-    deviation. The mass at x of the rounded Gaussian is the mean of the density over [x - 1/2, x + 1/2]: the density
-    times 1 + (x²/s² - 1) / (24 s²) and terms of higher order. The discrete Gaussian is the density but for a
-    constant, which is the same for both neighbours because they differ by integers. Up to 40 s from the mean (20 s
-    of tail, beyond which lies less than 1e-88, and 20 s between neighbours, no more as the noise multiplier is at
-    least 0.05) the two masses differ by a factor within e^(±a/2) with a as below, where the other half covers the
-    higher orders. A pointwise factor e^(±a) on both distributions turns the hockey-stick divergence at eps + 2a
-    into at most e^a times the old one at eps. Factors multiply over cells and releases.
-
-    units  added or removed together; so many sensitivities lie between neighbours
-    """
-    tail = _TAIL / 2.0 + max(_TAIL / 2.0, units / evaluation_noise_multiplier)
-    deviation = evaluation_noise_multiplier * EVALUATION_SENSITIVITY
-    slack = 2.0 * EVALUATION_CELLS * evaluation_releases * (tail**2 + 1.0) / (24.0 * deviation**2)
-    return 2.0 * slack
+def discrete_noises(
+    noise: TrainingNoise, steps: int, evaluation_noise_multiplier: float, evaluation_releases: int
+) -> tuple[DiscreteNoise, ...]:
+    """Return where a participation adds discrete Gaussians: in every evaluation, and in training if it says so."""
+    found = []
+    if noise is TrainingNoise.DISCRETE and steps:
+        found.append(DiscreteNoise(LEAST_GRID_DEVIATION, MOST_DIMENSION * steps))
+    if evaluation_releases:
+        deviation = evaluation_noise_multiplier * EVALUATION_SENSITIVITY
+        found.append(DiscreteNoise(deviation, EVALUATION_CELLS * evaluation_releases))
+    return tuple(found)
 
 
 @lru_cache(maxsize=4096)
@@ -98,6 +91,7 @@ def epsilon_of(
     delta: float,
     evaluation_noise_multiplier: float,
     evaluation_releases: int,
+    noise: TrainingNoise = TrainingNoise.GAUSSIAN,
 ) -> float:
     """Return an upper bound of epsilon at ``delta`` for a whole participation.
 
@@ -106,6 +100,7 @@ def epsilon_of(
     steps                        number of steps; 0 leaves the evaluation alone
     evaluation_noise_multiplier  noise over L2 sensitivity of a release
     evaluation_releases          number of releases; 0 leaves training alone
+    noise                        how a step's noise is drawn; the evaluation's is always discrete
 
     Raises CSL-201 for a value out of range.
     """
@@ -117,8 +112,8 @@ def epsilon_of(
     accountant.compose(
         whole_event(noise_multiplier, sampling_rate, steps, evaluation_noise_multiplier, evaluation_releases)
     )
-    slack = discrete_slack(evaluation_noise_multiplier, evaluation_releases)
-    epsilon = float(accountant.get_epsilon(delta * math.exp(-slack / 2.0))) + slack
+    noises = discrete_noises(noise, steps, evaluation_noise_multiplier, evaluation_releases)
+    epsilon = discrete_epsilon(accountant, delta, noises)
     if not math.isfinite(epsilon):
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "no finite epsilon holds at this delta")
     return epsilon
@@ -133,6 +128,7 @@ def calibrate_noise(
     steps: int,
     evaluation_noise_multiplier: float,
     evaluation_releases: int,
+    noise: TrainingNoise = TrainingNoise.GAUSSIAN,
 ) -> float:
     """Return the least noise multiplier, rounded up to four decimals, whose epsilon is at most the one asked for.
 
@@ -145,22 +141,23 @@ def calibrate_noise(
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "steps must be at least 1")
     target = epsilon * (1.0 - 1e-9)
 
-    def excess(noise: float) -> float:
+    def excess(noise_multiplier: float) -> float:
         spent = epsilon_of(
-            noise_multiplier=noise,
+            noise_multiplier=noise_multiplier,
             sampling_rate=sampling_rate,
             steps=steps,
             delta=delta,
             evaluation_noise_multiplier=evaluation_noise_multiplier,
             evaluation_releases=evaluation_releases,
+            noise=noise,
         )
         return math.log(max(spent, 1e-300) / target)
 
     low, high = _bracket(excess)
-    noise = math.ceil(_least_root(excess, low, high) * 1e4) / 1e4
-    while excess(noise) > 0.0:
-        noise = round(noise + 1e-4, 4)
-    return noise
+    least = math.ceil(_least_root(excess, low, high) * 1e4) / 1e4
+    while excess(least) > 0.0:
+        least = round(least + 1e-4, 4)
+    return least
 
 
 def _bracket(excess: Callable[[float], float]) -> tuple[float, float]:

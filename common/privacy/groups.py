@@ -17,7 +17,7 @@ from dp_accounting.pld import PLDAccountant
 
 from common import errors
 from common.errors import ConsiliumError
-from common.privacy.accounting import discrete_slack
+from common.privacy.grid import discrete_epsilon
 from common.privacy.plan import PrivacyPlan
 from common.study import Unit
 
@@ -59,9 +59,8 @@ def epsilon_for_group(plan: PrivacyPlan, records: int) -> float:
     if plan.evaluation_releases:
         release = dp_accounting.GaussianDpEvent(plan.evaluation_noise_multiplier / records)
         accountant.compose(release, plan.evaluation_releases)
-    slack = discrete_slack(plan.evaluation_noise_multiplier, plan.evaluation_releases, units=records)
     # More records are never safer; the grid's rounding must not make it look so.
-    return max(own, float(accountant.get_epsilon(plan.delta * math.exp(-slack / 2.0))) + slack)
+    return max(own, discrete_epsilon(accountant, plan.delta, plan.discrete_noises))
 
 
 def group_step(plan: PrivacyPlan, records: int) -> dp_accounting.DpEvent:

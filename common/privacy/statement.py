@@ -10,14 +10,23 @@ import math
 from collections.abc import Mapping
 
 from common.identity import SiteId, fingerprint
-from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, accountant_version, epsilon_of
+from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, accountant_version
 from common.privacy.groups import NAMELESS_EPSILON, SHOWN_GROUPS, epsilon_for_person
 from common.privacy.plan import PrivacyPlan, cell_bound, expected_half_width, units_to_test
-from common.study import Kind, Study, Unit
+from common.study import Kind, Study, TrainingNoise, Unit
 
 NEIGHBOUR: Mapping[Unit, str] = {
     Unit.RECORD: "add or remove one record",
     Unit.PATIENT: "add or remove one patient with all of their records",
+}
+
+_DRAWN: Mapping[TrainingNoise, str] = {
+    TrainingNoise.GAUSSIAN: "Training's is made by Box-Muller in float64, with tails to 9.49 standard deviations, and\n"
+    "added in floating point, whose rounding is not covered by the proof [Mironov 2012]: sums are formed in\n"
+    "float64 and then rounded to float32 and to the grid of the secure sum.",
+    TrainingNoise.DISCRETE: "Training's is exact in integers too: each unit's clipped gradient is rounded to a grid\n"
+    "by itself, sums and discrete Gaussians are integers, and only the finished number is scaled back. No rounding\n"
+    "is left outside the proof.",
 }
 
 _STATEMENT = """\
@@ -85,10 +94,7 @@ fixed at signing, and one accountant composes all of it. Across studies on one a
 this guarantee |
 
 ## Randomness
-{randomness} Gaussians by Box-Muller in float64, with tails to 9.49 standard deviations; the evaluation's
-noise is exact in integers [Canonne, Kamath and Steinke 2020]. Training noise is added in floating point,
-whose rounding is not covered by the proof [Mironov 2012]: sums are formed in float64 and then rounded to
-float32 and to the grid of the secure sum.
+{randomness} The evaluation's noise is exact in integers [Canonne, Kamath and Steinke 2020]. {drawn}
 
 ## What is not promised
 - **Several sites.** A patient known to k sites of the study is in k guarantees, which compose: epsilon and delta
@@ -151,8 +157,10 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         charges=plan.max_charges,
         steps_per_charge=plan.steps_per_charge,
         releases=plan.evaluation_releases,
-        training=rounded_up(_part(plan, plan.steps, 0)),
-        evaluating=rounded_up(_part(plan, 0, plan.evaluation_releases) if plan.evaluation_releases else 0.0),
+        training=rounded_up(plan.epsilon_of_part(steps=plan.steps, releases=0)),
+        evaluating=rounded_up(
+            plan.epsilon_of_part(steps=0, releases=plan.evaluation_releases) if plan.evaluation_releases else 0.0
+        ),
         rate=plan.sampling_rate,
         clip=plan.clip_norm,
         sigma=plan.noise_multiplier,
@@ -172,6 +180,7 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         accountant=accountant_version(),
         records=_records(plan),
         evaluation=_evaluation(study, plan),
+        drawn=_DRAWN[plan.noise],
         randomness="A simulation may seed its randomness, and is then not private at all; its metrics say so."
         if simulated
         else "Sampling and noise come from an AES-256-CTR keystream keyed by the operating system.",
@@ -191,17 +200,6 @@ def _evaluation(study: Study, plan: PrivacyPlan) -> str:
         bound=cell_bound(study),
         width=100 * expected_half_width(study),
         needed=units_to_test(study, 0.1),
-    )
-
-
-def _part(plan: PrivacyPlan, steps: int, releases: int) -> float:
-    return epsilon_of(
-        noise_multiplier=plan.noise_multiplier,
-        sampling_rate=plan.sampling_rate,
-        steps=steps,
-        delta=plan.delta,
-        evaluation_noise_multiplier=plan.evaluation_noise_multiplier,
-        evaluation_releases=releases,
     )
 
 
