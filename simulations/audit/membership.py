@@ -21,6 +21,7 @@ from client.training.features import Features, device_of
 from common.adapters import AdaptedModel, Vector
 from simulations.audit.bounds import share_interval
 
+_THRESHOLDS = 25
 FALSE_RATES = (0.01, 0.05)
 """False positive rates at which the true positive rate is told."""
 
@@ -113,7 +114,7 @@ def halved_bound(
         return 0.0
     candidates = [
         (_epsilon(chosen_in, chosen_out, threshold, delta, above=above), float(threshold), above)
-        for threshold in np.unique(np.r_[chosen_in, chosen_out])
+        for threshold in np.unique(np.quantile(np.r_[chosen_in, chosen_out], np.linspace(0.02, 0.98, _THRESHOLDS)))
         for above in (True, False)
     ]
     _, threshold, above = max(candidates)
