@@ -43,17 +43,17 @@ def private_gradient(
     alg. 1]. A sample of no unit is noise like any other step. With discrete noise it is the discrete Gaussian mechanism
     on the integers of ``plan.grid``, to the last bit; scaling and dividing come after it.
 
-    Raises CSL-201 where discrete noise is asked for and ``features`` are not computed one by one.
+    Raises CSL-201 where discrete noise is asked for and the prefix of ``features`` was computed in batches.
     """
     units = privacy_units(features, plan)
     drawn = poisson_sample(int(units.max()) + 1 if len(units) else 0, plan.sampling_rate, noise)
     rows = cap_records(units, drawn, plan.max_records_per_unit, noise)
     if plan.noise is TrainingNoise.DISCRETE:
-        summed = rounded_sum(model, features, rows, units, plan.grid, gradients, micro_batch=micro_batch)
+        summed = rounded_sum(model, features, rows, units, plan.grid, gradients)
         integers = noise.discrete_gaussian(plan.grid.deviation, len(summed))
         if integers.shape != summed.shape or integers.dtype != np.int64:
             raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
-        released: NDArray[np.float64] = (summed + integers) * plan.grid.step / plan.divisor
+        released: NDArray[np.float64] = (summed + integers).astype(np.float64) * (plan.grid.step / plan.divisor)
         return released
     total = clipped_sum(model, features, rows, units, plan.clip_norm, gradients, micro_batch=micro_batch)
     shock = noise.gaussian(len(total))
@@ -92,21 +92,20 @@ def rounded_sum(
     units: NDArray[np.int64],
     grid: NoiseGrid,
     gradients: PerExampleGradients,
-    *,
-    micro_batch: int,
 ) -> NDArray[np.int64]:
     """Return the sum over units of their clipped and rounded gradients, (parameters,) int64, in steps of the grid.
 
     Guarantee: adding or removing one unit changes the result by an integer vector of L2 norm at most ``grid.clip``.
     Sums are of integers modulo 2**64: nothing is rounded after a unit's own numbers, see :meth:`NoiseGrid.check_sum`.
 
-    Arguments as for :func:`clipped_sum`. Raises CSL-201 unless ``features`` are computed one by one, since only then
-    are a unit's numbers its own to the last bit.
+    Arguments as for :func:`clipped_sum`. Every record is computed in a batch of its own: in a shared one the last bits
+    of its numbers depend on the batch's size and padding, that is on its neighbours. Raises CSL-201 for ``features``
+    whose prefix was computed in batches.
     """
-    if not features.one_by_one:
+    if not features.is_each_alone:
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "discrete noise needs records that are computed one by one")
     total = torch.zeros(model.dimension, dtype=torch.int64, device=device_of(model))
-    for found, owners in _whole_units(model, features, rows, units, gradients, micro_batch):
+    for found, owners in _whole_units(model, features, rows, units, gradients, 1):
         total += round_by_unit(found, owners, grid)
     summed: NDArray[np.int64] = total.cpu().numpy()
     return summed
@@ -140,8 +139,13 @@ def round_by_unit(gradients: Tensor, units: Tensor, grid: NoiseGrid) -> Tensor:
     Arguments as for :func:`clip_by_unit`; returns (parameters,) int64.
     """
     clip = grid.rounded_clip(gradients.shape[1])
-    rows, norms = _finite_totals(gradients.double() / grid.step, units)
-    return torch.round(rows * (clip / norms.clamp(min=clip))[:, None]).long().sum(dim=0)
+    total = torch.zeros(gradients.shape[1], dtype=torch.int64, device=gradients.device)
+    for owner in torch.unique(units):
+        # One unit at a time: how a norm over many rows is summed may depend on how many there are.
+        mine = (units == owner).to(gradients.device)
+        rows, norms = _finite_totals(gradients[mine].double() / grid.step, units[units == owner])
+        total += torch.round(rows * (clip / norms.clamp(min=clip))[:, None]).long().sum(dim=0)
+    return total
 
 
 def _finite_totals(rows: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
