@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -24,21 +24,28 @@ from common import agreement, errors
 from common.console import BAD_INPUT, coded_errors
 from common.errors import ConsiliumError
 from common.identity import SiteId, fingerprint, parse_public_key
+from common.privacy.concerns import concerns
 from common.privacy.plan import PrivacyPlan
 from common.study import Kind, Part, Study
 
 _DRAWS = 100_000
 _DEVIATIONS = 6.0
+_MARKS = {
+    "right": Text("right", style="green"),
+    "heed": Text("heed", style="yellow"),
+    "wrong": Text("WRONG", style="bold red"),
+}
 
 
 class Finding(Part):
     """One thing that was looked at.
 
-    said  what was found; where it is wrong, the coded error with its mend
+    verdict  ``heed`` stops nothing, but should be heard before approving
+    said     what was found; where it is wrong, the coded error with its mend
     """
 
     name: str
-    is_right: bool
+    verdict: Literal["right", "heed", "wrong"]
     said: str
 
 
@@ -61,7 +68,7 @@ def check(
         typer.echo("[" + ",\n".join(finding.model_dump_json() for finding in findings) + "]")
     else:
         _show(findings, Console())
-    if not all(finding.is_right for finding in findings):
+    if any(finding.verdict == "wrong" for finding in findings):
         raise typer.Exit(BAD_INPUT)
 
 
@@ -80,7 +87,11 @@ def examine(
     study  whose operator's signature was verified
     """
     yield _finding("study", lambda: _study(study, now or datetime.now(UTC)))
-    yield _finding("privacy", lambda: _privacy(study, site))
+    privacy = _finding("privacy", lambda: _privacy(study, site))
+    yield privacy
+    if privacy.verdict == "right":
+        for concern in concerns(study):
+            yield Finding(name=concern.topic, verdict="heed", said=concern.text)
     yield _finding("noise", _noise)
     if backbone is not None:
         yield _finding("backbone", lambda: _backbone(study, backbone))
@@ -92,9 +103,9 @@ def examine(
 
 def _finding(name: str, look: Callable[[], str]) -> Finding:
     try:
-        return Finding(name=name, is_right=True, said=look())
+        return Finding(name=name, verdict="right", said=look())
     except ConsiliumError as error:
-        return Finding(name=name, is_right=False, said=str(error))
+        return Finding(name=name, verdict="wrong", said=str(error))
 
 
 def _study(study: Study, now: datetime) -> str:
@@ -161,6 +172,5 @@ def _show(findings: list[Finding], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        mark = Text("right", style="green") if finding.is_right else Text("WRONG", style="bold red")
-        table.add_row(mark, Text(f"{finding.name}: {finding.said}"))
+        table.add_row(_MARKS[finding.verdict], Text(f"{finding.name}: {finding.said}"))
     console.print(table)

@@ -43,7 +43,7 @@ def private_gradient(
     alg. 1]. A sample of no unit is noise like any other step. With discrete noise it is the discrete Gaussian mechanism
     on the integers of ``plan.grid``, to the last bit; scaling and dividing come after it.
 
-    Raises CSL-201 where discrete noise is asked for and the prefix of ``features`` was computed in batches.
+    Raises CSL-201 where discrete noise is asked for and ``features`` were not computed each alone.
     """
     units = privacy_units(features, plan)
     drawn = poisson_sample(int(units.max()) + 1 if len(units) else 0, plan.sampling_rate, noise)
@@ -53,8 +53,7 @@ def private_gradient(
         integers = noise.discrete_gaussian(plan.grid.deviation, len(summed))
         if integers.shape != summed.shape or integers.dtype != np.int64:
             raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
-        released: NDArray[np.float64] = (summed + integers).astype(np.float64) * (plan.grid.step / plan.divisor)
-        return released
+        return (summed + integers).astype(np.float64) * plan.grid.step / plan.divisor
     total = clipped_sum(model, features, rows, units, plan.clip_norm, gradients, micro_batch=micro_batch)
     shock = noise.gaussian(len(total))
     if shock.shape != total.shape or not np.isfinite(shock).all():
@@ -98,9 +97,8 @@ def rounded_sum(
     Guarantee: adding or removing one unit changes the result by an integer vector of L2 norm at most ``grid.clip``.
     Sums are of integers modulo 2**64: nothing is rounded after a unit's own numbers, see :meth:`NoiseGrid.check_sum`.
 
-    Arguments as for :func:`clipped_sum`. Every record is computed in a batch of its own: in a shared one the last bits
-    of its numbers depend on the batch's size and padding, that is on its neighbours. Raises CSL-201 for ``features``
-    whose prefix was computed in batches.
+    Arguments as for :func:`clipped_sum`. Every record runs in a batch of its own. Raises CSL-201 unless what was kept
+    of it was computed so too, since only then are a unit's numbers its own to the last bit.
     """
     if not features.is_each_alone:
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "discrete noise needs records that are computed one by one")
@@ -140,10 +138,10 @@ def round_by_unit(gradients: Tensor, units: Tensor, grid: NoiseGrid) -> Tensor:
     """
     clip = grid.rounded_clip(gradients.shape[1])
     total = torch.zeros(gradients.shape[1], dtype=torch.int64, device=gradients.device)
-    for owner in torch.unique(units):
-        # One unit at a time: how a norm over many rows is summed may depend on how many there are.
-        mine = (units == owner).to(gradients.device)
-        rows, norms = _finite_totals(gradients[mine].double() / grid.step, units[units == owner])
+    for unit in torch.unique(units):
+        # One at a time: in which order a norm's squares are added may depend on how many norms are asked for.
+        mine = units == unit
+        rows, norms = _finite_totals(gradients[mine.to(gradients.device)].double() / grid.step, units[mine])
         total += torch.round(rows * (clip / norms.clamp(min=clip))[:, None]).long().sum(dim=0)
     return total
 

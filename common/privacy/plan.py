@@ -142,13 +142,17 @@ class PrivacyPlan:
 
     def epsilon(self) -> float:
         """Return epsilon at ``delta`` for all charges and all releases together, rounded up by the accountant."""
+        return self.epsilon_of_part(steps=self.steps, releases=self.evaluation_releases)
+
+    def epsilon_of_part(self, *, steps: int, releases: int) -> float:
+        """Return what so many steps and evaluation releases would have cost by themselves, at ``delta``."""
         return epsilon_of(
             noise_multiplier=self.noise_multiplier,
             sampling_rate=self.sampling_rate,
-            steps=self.steps,
+            steps=steps,
             delta=self.delta,
             evaluation_noise_multiplier=self.evaluation_noise_multiplier,
-            evaluation_releases=self.evaluation_releases,
+            evaluation_releases=releases,
             noise=self.noise,
         )
 

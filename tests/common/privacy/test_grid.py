@@ -1,4 +1,4 @@
-"""Discrete noise costs what is stated and never less; its grid keeps every unit within the clip in exact arithmetic."""
+"""Discrete noise costs what is stated, never less, and its grid keeps every unit within the clip in exact numbers."""
 
 from __future__ import annotations
 
@@ -175,4 +175,4 @@ def test_a_sum_that_might_not_fit_64_bits_is_refused_before_anything_is_signed()
     assert plan(noise_multiplier=1.0, population=100_000_000).grid.clip * 2 * 10**8 <= 2.0**62
     with pytest.raises(ConsiliumError, match=r"CSL-201.*64 bits"):
         plan(noise_multiplier=0.05, population=100_000_000)
-    plan(TrainingNoise.GAUSSIAN, noise_multiplier=0.05, population=100_000_000)
+    assert plan(TrainingNoise.GAUSSIAN, noise_multiplier=0.05, population=100_000_000).noise is TrainingNoise.GAUSSIAN
