@@ -32,7 +32,10 @@ class AccountOpened(Part):
 
 
 class StudyJoined(Part):
-    """A study commits all that it may ever spend on an account, whether it is spent or not (RULES 7)."""
+    """A study commits all that it may ever spend on an account, whether it is spent or not (RULES 7).
+
+    plan  its ``noise`` is written where it is not Gaussian
+    """
 
     kind: Literal["study"] = "study"
     account: Name
