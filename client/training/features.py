@@ -23,6 +23,7 @@ from client.training.precision import Precision, computing_in
 from common import errors
 from common.adapters import AdaptedModel
 from common.errors import ConsiliumError
+from common.privacy.sensitive import PrivateCount
 from common.tasks import Encoded, Task
 
 _PREFIX_BATCH = 32
@@ -101,7 +102,7 @@ class Features:
         whole._tokens = tuple(row for part in parts for row in part._tokens)
         whole.targets = np.concatenate([part.targets for part in parts])
         whole.lengths = np.concatenate([part.lengths for part in parts])
-        offsets = np.cumsum([0] + [part.unit_count for part in parts])
+        offsets = np.cumsum([0] + [part.unit_count.on_site() for part in parts])
         whole.units = np.concatenate([part.units + offset for part, offset in zip(parts, offsets, strict=False)])
         whole._hidden = tuple(row for part in parts for row in part._hidden or ()) if first.is_cached else None
         return whole
@@ -110,9 +111,9 @@ class Features:
         return len(self._tokens)
 
     @property
-    def unit_count(self) -> int:
-        """Number of units. Sensitive: it steers sampling and never leaves."""
-        return int(self.units.max()) + 1 if len(self.units) else 0
+    def unit_count(self) -> PrivateCount:
+        """Number of units: it steers sampling and never leaves."""
+        return count_units(self.units)
 
     @property
     def is_cached(self) -> bool:
@@ -221,6 +222,11 @@ class Features:
                 errors.PREFLIGHT_REFUSED,
                 f"the frozen prefix of {self._prefix_layers} layers: cached logits differ by {error:.1e}",
             )
+
+
+def count_units(units: NDArray[np.int64]) -> PrivateCount:
+    """Return how many units there are, from the unit of each record, dense from 0."""
+    return PrivateCount(int(units.max()) + 1 if len(units) else 0)
 
 
 def divide(lengths: NDArray[np.int64], size: int) -> list[int]:

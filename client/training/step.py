@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.training.features import Features, device_of
+from client.training.features import Features, count_units, device_of
 from client.training.gradients import PerExampleGradients
 from client.training.noise import NoiseSource
 from client.training.sampler import cap_records, poisson_sample
@@ -46,7 +46,7 @@ def private_gradient(
     Raises CSL-201 where discrete noise is asked for and ``features`` were not computed each alone.
     """
     units = privacy_units(features, plan)
-    drawn = poisson_sample(int(units.max()) + 1 if len(units) else 0, plan.sampling_rate, noise)
+    drawn = poisson_sample(count_units(units), plan.sampling_rate, noise)
     rows = cap_records(units, drawn, plan.max_records_per_unit, noise)
     if plan.noise is TrainingNoise.DISCRETE:
         summed = rounded_sum(model, features, rows, units, plan.grid, gradients)

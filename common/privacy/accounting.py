@@ -11,14 +11,16 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
-
-import dp_accounting
-from dp_accounting.pld import PLDAccountant
+from typing import TYPE_CHECKING
 
 from common import errors
 from common.errors import ConsiliumError
 from common.privacy.grid import LEAST_GRID_DEVIATION, MOST_DIMENSION, DiscreteNoise, discrete_epsilon
 from common.study import TrainingNoise
+
+if TYPE_CHECKING:
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
 
 ACCOUNTANT = "PLD (dp-accounting)"
 DISCRETISATION = 1e-3
@@ -44,14 +46,29 @@ def accountant_version() -> str:
     return f"{ACCOUNTANT} {version('dp-accounting')}, grid {DISCRETISATION:g}, add/remove one unit"
 
 
+def pld_accountant(grid: float) -> PLDAccountant:
+    """Return an accountant that has composed nothing yet, under adding or removing one unit.
+
+    Its package takes a second to load, and is loaded where it is used: a command that computes no epsilon never waits.
+    """
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
+    return PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
+
+
 def training_event(noise_multiplier: float, sampling_rate: float, steps: int) -> dp_accounting.DpEvent:
     """Return ``steps`` Poisson-subsampled Gaussian steps."""
+    import dp_accounting
+
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
     return dp_accounting.SelfComposedDpEvent(dp_accounting.PoissonSampledDpEvent(sampling_rate, gaussian), steps)
 
 
 def evaluation_event(noise_multiplier: float, releases: int) -> dp_accounting.DpEvent:
     """Return ``releases`` Gaussian releases that every unit is in: evaluated units are not subsampled."""
+    import dp_accounting
+
     return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), releases)
 
 
@@ -63,6 +80,8 @@ def whole_event(
     evaluation_releases: int,
 ) -> dp_accounting.DpEvent:
     """Return training and evaluation as one composition."""
+    import dp_accounting
+
     parts = [training_event(noise_multiplier, sampling_rate, steps)] if steps else []
     if evaluation_releases:
         parts.append(evaluation_event(evaluation_noise_multiplier, evaluation_releases))
@@ -108,7 +127,7 @@ def epsilon_of(
     _check("evaluation_noise_multiplier", evaluation_noise_multiplier, _LEAST_EVALUATION_NOISE, _MOST_NOISE)
     _check_composition(sampling_rate, steps, delta, evaluation_releases)
     grid = DISCRETISATION if noise_multiplier >= _LITTLE_NOISE else _COARSE_DISCRETISATION
-    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
+    accountant = pld_accountant(grid)
     accountant.compose(
         whole_event(noise_multiplier, sampling_rate, steps, evaluation_noise_multiplier, evaluation_releases)
     )

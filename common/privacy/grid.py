@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import dp_accounting
+from typing import TYPE_CHECKING
 
 from common import errors
 from common.errors import ConsiliumError
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 LEAST_GRID_DEVIATION = 2.0**32
 """A step's noise has a deviation of 2**32 to 2**33 grid steps."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import dp_accounting
+from typing import TYPE_CHECKING
 
 from common import errors
 from common.errors import ConsiliumError
@@ -23,6 +22,9 @@ from common.privacy.accounting import (
 )
 from common.privacy.grid import DiscreteNoise, NoiseGrid
 from common.study import Evaluation, Privacy, Study, Training, TrainingNoise, Unit
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 
 @dataclass(frozen=True, slots=True)
