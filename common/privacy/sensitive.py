@@ -13,7 +13,7 @@ from typing import NoReturn
 class PrivateCount:
     """A number that depends on who is in the data; at least 0.
 
-    Arithmetic, order, ``int()``, an index and JSON are not there, and fail with ``TypeError``. What Python gives to every
+    Arithmetic, order, ``int()``, an index and JSON are not there, and fail with ``TypeError``. What Python gives every
     object (text, truth, equality, copies) is refused by name. It is no dataclass: pydantic writes those unasked.
     """
 
