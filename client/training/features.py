@@ -107,6 +107,20 @@ class Features:
         whole._hidden = tuple(row for part in parts for row in part._hidden or ()) if first.is_cached else None
         return whole
 
+    def subset(self, rows: NDArray[np.int64], units: NDArray[np.int64]) -> Features:
+        """Return some records as features of their own, sharing their memory: for a simulator's audit.
+
+        rows   records to take, in this order; one may be taken more than once
+        units  (len(rows),) int64, the unit that owns each of them there, dense from 0
+        """
+        part = Features.__new__(Features)
+        part._task, part._prefix_layers = self._task, self._prefix_layers
+        part._is_pooled, part._precision, part._alone = self._is_pooled, self._precision, self._alone
+        part._tokens = tuple(self._tokens[row] for row in rows)
+        part.targets, part.lengths, part.units = self.targets[rows], self.lengths[rows], units
+        part._hidden = None if self._hidden is None else tuple(self._hidden[row] for row in rows)
+        return part
+
     def __len__(self) -> int:
         return len(self._tokens)
 
