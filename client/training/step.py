@@ -137,8 +137,13 @@ def round_by_unit(gradients: Tensor, units: Tensor, grid: NoiseGrid) -> Tensor:
     Arguments as for :func:`clip_by_unit`; returns (parameters,) int64.
     """
     clip = grid.rounded_clip(gradients.shape[1])
-    rows, norms = _finite_totals(gradients.double() / grid.step, units)
-    return torch.round(rows * (clip / norms.clamp(min=clip))[:, None]).long().sum(dim=0)
+    total = torch.zeros(gradients.shape[1], dtype=torch.int64, device=gradients.device)
+    for unit in torch.unique(units):
+        # One at a time: in which order a norm's squares are added may depend on how many norms are asked for.
+        mine = units == unit
+        rows, norms = _finite_totals(gradients[mine.to(gradients.device)].double() / grid.step, units[mine])
+        total += torch.round(rows * (clip / norms.clamp(min=clip))[:, None]).long().sum(dim=0)
+    return total
 
 
 def _finite_totals(rows: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:

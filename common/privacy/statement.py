@@ -20,6 +20,10 @@ NEIGHBOUR: Mapping[Unit, str] = {
     Unit.PATIENT: "add or remove one patient with all of their records",
 }
 
+_NOISE: Mapping[TrainingNoise, str] = {
+    TrainingNoise.GAUSSIAN: "Gaussian noise",
+    TrainingNoise.DISCRETE: "discrete Gaussian noise",
+}
 _DRAWN: Mapping[TrainingNoise, str] = {
     TrainingNoise.GAUSSIAN: "Training's is made by Box-Muller in float64, with tails to 9.49 standard deviations, and\n"
     "added in floating point, whose rounding is not covered by the proof [Mironov 2012]: sums are formed in\n"
@@ -51,7 +55,7 @@ evaluation release(s) |
 | training alone | epsilon {training} |
 | evaluation alone | epsilon {evaluating} |
 | mechanism | DP-SGD: Poisson sampling at rate {rate:.10g}, each unit's gradient clipped to L2 norm {clip:.10g}, \
-Gaussian noise of standard deviation {sigma:.10g} times the clip norm |
+{noise} of standard deviation {sigma:.10g} times the clip norm |
 | steps charged | {steps}, whether they are executed or not |
 | weight of a site, divisor of a step | its public band, from {least:,} to {most:,} {unit}s, and the sampling rate \
 times that band; never a count |
@@ -180,6 +184,7 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         accountant=accountant_version(),
         records=_records(plan),
         evaluation=_evaluation(study, plan),
+        noise=_NOISE[plan.noise],
         drawn=_DRAWN[plan.noise],
         randomness="A simulation may seed its randomness, and is then not private at all; its metrics say so."
         if simulated

@@ -97,6 +97,19 @@ def test_neighbouring_data_sets_differ_by_at_most_the_clip_to_the_last_bit(
         assert longest > 0.999
 
 
+def test_a_units_integers_do_not_depend_on_how_many_norms_a_kernel_computes_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No kernel promises as much; this one's last bits depend on the number of rows."""
+    exact = torch.linalg.vector_norm
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda rows, dim: exact(rows, dim=dim) * (1 + 1e-9 * len(rows)))
+    rows, units = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 0, 1, 2, 1, 3])
+    grid = dataclasses.replace(DISCRETE, clip_norm=1e-3).grid
+    whole = round_by_unit(rows, units, grid)
+    parts = [round_by_unit(rows[units == unit], units[units == unit], grid) for unit in range(4)]
+    assert torch.equal(whole, torch.stack(parts).sum(dim=0))
+
+
 def test_it_is_the_clipped_sum_but_for_the_grid(model: AdaptedModel, encode: Encode) -> None:
     encoded = encode(9)
     exact = gradient_of(model, Features(model, encoded), PLAN, Chosen())
