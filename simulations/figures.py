@@ -155,7 +155,7 @@ def dot_plot(
     if guide is not None:
         here = next((m.value for row in rows for m in row.marks if m.kind == guide), None)
         if here is not None:
-            parts.append(_line(axis.at(here), top, axis.at(here), bottom, f"guide {guide}"))
+            parts.append(segment(axis.at(here), top, axis.at(here), bottom, f"guide {guide}"))
     for index, row in enumerate(rows):
         above = top + height * index
         middle = above + (32.0 if stacked else height / 2)
@@ -163,13 +163,13 @@ def dot_plot(
         name, aside = safe(shorten(row.name, room)), safe(row.aside)
         if stacked:
             parts.append(f'<text x="{left:.1f}" y="{above + 16:.1f}" class="name">{name}</text>')
-            parts.append(_text(width - right, above + 16, "aside end", aside))
+            parts.append(words(width - right, above + 16, "aside end", aside))
         else:
-            parts.append(_text(left - 14, middle + 4, "name end", name))
-            parts.append(_text(width - right + 14, middle + 4, "aside", aside))
-        parts.append(_line(axis.start, middle, axis.end, middle, "rail"))
+            parts.append(words(left - 14, middle + 4, "name end", name))
+            parts.append(words(width - right + 14, middle + 4, "aside", aside))
+        parts.append(segment(axis.start, middle, axis.end, middle, "rail"))
         parts.append(_marks(row.marks, axis, middle, link))
-    return _svg(width, bottom + 8, label, description, parts)
+    return drawing(width, bottom + 8, label, description, parts)
 
 
 def line_panels(panels: Sequence[Panel], *, width: int, label: str, description: str) -> str:
@@ -191,9 +191,9 @@ def line_panels(panels: Sequence[Panel], *, width: int, label: str, description:
     bottom = top - 40.0
     for tick in ticks(across.low, across.high, 5 if width < STACKED_BELOW else 9):
         if tick == int(tick):
-            parts.append(_text(across.at(tick), bottom + 18, "tick middle", str(int(tick))))
-    parts.append(_text(left - 8, bottom + 18, "tick end", "round"))
-    return _svg(width, bottom + 26, label, description, parts)
+            parts.append(words(across.at(tick), bottom + 18, "tick middle", str(int(tick))))
+    parts.append(words(left - 8, bottom + 18, "tick end", "round"))
+    return drawing(width, bottom + 26, label, description, parts)
 
 
 def bar_chart(bars: Sequence[Bar], *, width: int, label: str, description: str) -> str:
@@ -204,17 +204,17 @@ def bar_chart(bars: Sequence[Bar], *, width: int, label: str, description: str) 
     for index, bar in enumerate(bars):
         middle = height * index + height / 2
         length = max(axis.at(bar.value) - left, 1.0)
-        parts.append(_text(left - 12, middle + 4, "name end", safe(shorten(bar.name, left - 12))))
+        parts.append(words(left - 12, middle + 4, "name end", safe(shorten(bar.name, left - 12))))
         parts.append(f'<rect x="{left:.1f}" y="{middle - 6:.1f}" width="{length:.1f}" height="12" class="bar"/>')
-        parts.append(_text(left + length + 8, middle + 4, "aside", safe(bar.text)))
-    return _svg(width, height * len(bars) + 4, label, description, parts)
+        parts.append(words(left + length + 8, middle + 4, "aside", safe(bar.text)))
+    return drawing(width, height * len(bars) + 4, label, description, parts)
 
 
 def cell_interval(mark: Mark, domain: tuple[float, float], reference: float) -> str:
     """Draw one interval small enough for a table cell; decoration, since the cell's row holds the numbers."""
     axis = Axis(*domain, 6.0, 134.0)
-    rail = _line(axis.start, 8, axis.end, 8, "rail")
-    tick = _line(axis.at(reference), 1, axis.at(reference), 15, "guide federated")
+    rail = segment(axis.start, 8, axis.end, 8, "rail")
+    tick = segment(axis.at(reference), 1, axis.at(reference), 15, "guide federated")
     inside = rail + tick + _marks((mark,), axis, 8, None)
     return f'<svg class="cell" width="140" height="16" viewBox="0 0 140 16" aria-hidden="true">{inside}</svg>'
 
@@ -223,6 +223,24 @@ def swatch(kind: str) -> str:
     """Draw one mark for a legend; decoration, since the legend names it."""
     return (
         f'<svg class="swatch" width="18" height="14" viewBox="0 0 18 14" aria-hidden="true">{_shape(kind, 9, 7)}</svg>'
+    )
+
+
+def segment(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """Return a line from one point to another, of a class."""
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def words(x: float, y: float, kind: str, markup: str) -> str:
+    """Return a text that is escaped already, of a class, at its baseline."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{markup}</text>'
+
+
+def drawing(width: float, height: float, label: str, description: str, parts: Sequence[str]) -> str:
+    """Return one figure of its parts, with its name and what it shows in words for those who do not see it."""
+    return (
+        f'<svg role="img" aria-label="{safe(label)}" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}"><desc>{safe(description)}</desc>{"".join(parts)}</svg>'
     )
 
 
@@ -251,11 +269,11 @@ def _panel(panel: Panel, across: Axis, top: float, height: float, *, tall: bool,
     low, high = fraction_domain(values) if tall else (0.0, max(*values, 1e-12) * 1.05)
     down = Axis(low, high, top + height, top)
     marks = ticks(low, high, 5) if tall else ()
-    parts = [_text(across.start, top - 10, "name", safe(panel.name))]
+    parts = [words(across.start, top - 10, "name", safe(panel.name))]
     for tick in marks:
-        parts.append(_line(across.start, down.at(tick), across.end, down.at(tick), "grid"))
-        parts.append(_text(across.start - 8, down.at(tick) + 4, "tick end", percent(tick, 0)))
-    parts.append(_line(across.start, top + height, across.end, top + height, "base" if last else "grid"))
+        parts.append(segment(across.start, down.at(tick), across.end, down.at(tick), "grid"))
+        parts.append(words(across.start - 8, down.at(tick) + 4, "tick end", percent(tick, 0)))
+    parts.append(segment(across.start, top + height, across.end, top + height, "base" if last else "grid"))
     where = [(across.at(number), down.at(value)) for number, value in panel.points]
     parts.append(f'<polyline class="curve {panel.kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in where)}"/>')
     for (number, value), (x, y) in zip(panel.points, where, strict=True):
@@ -263,10 +281,10 @@ def _panel(panel: Panel, across: Axis, top: float, height: float, *, tall: bool,
         radius = (3.0 if len(where) <= 40 else 1.2) if tall else 1.6
         parts.append(f'<circle class="point {panel.kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{hint}</circle>')
     x, y = where[-1]
-    parts.append(_text(x + 8, y + 4, "aside strong" if tall else "aside", safe(panel.show(values[-1]))))
+    parts.append(words(x + 8, y + 4, "aside strong" if tall else "aside", safe(panel.show(values[-1]))))
     if tall and len(values) > 1:
         x, y = where[0]
-        parts.append(_text(x + 8, min(y + 16, top + height - 4), "tick", safe(panel.show(values[0]))))
+        parts.append(words(x + 8, min(y + 16, top + height - 4), "tick", safe(panel.show(values[0]))))
     return "".join(parts)
 
 
@@ -274,11 +292,11 @@ def _marks(marks: Sequence[Mark], axis: Axis, middle: float, link: tuple[str, st
     parts = []
     for mark in marks:
         if mark.low is not None and mark.high is not None:
-            parts.append(_line(axis.at(mark.low), middle, axis.at(mark.high), middle, f"interval {mark.kind}"))
+            parts.append(segment(axis.at(mark.low), middle, axis.at(mark.high), middle, f"interval {mark.kind}"))
     values = {mark.kind: mark.value for mark in marks}
     if link is not None and link[0] in values and link[1] in values:
         start, end = values[link[0]], values[link[1]]
-        parts.append(_line(axis.at(start), middle, axis.at(end), middle, "gain" if end >= start else "loss"))
+        parts.append(segment(axis.at(start), middle, axis.at(end), middle, "gain" if end >= start else "loss"))
     for mark in marks:
         shape = _shape(mark.kind, axis.at(mark.value), middle)
         parts.append(f"<g>{shape}<title>{safe(mark.hint)}</title></g>")
@@ -304,21 +322,6 @@ def _grid(axis: Axis, marks: Sequence[float], top: float, bottom: float, width: 
     for tick in marks:
         x = axis.at(tick)
         anchor = "" if x < 18 else " end" if x > width - 18 else " middle"
-        parts.append(_line(x, top - 4, x, bottom, "grid"))
-        parts.append(_text(x, top - 10, f"tick{anchor}", percent(tick, 0)))
+        parts.append(segment(x, top - 4, x, bottom, "grid"))
+        parts.append(words(x, top - 10, f"tick{anchor}", percent(tick, 0)))
     return "".join(parts)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
-
-
-def _text(x: float, y: float, kind: str, markup: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{markup}</text>'
-
-
-def _svg(width: float, height: float, label: str, description: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg role="img" aria-label="{safe(label)}" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}"><desc>{safe(description)}</desc>{"".join(parts)}</svg>'
-    )

@@ -7,14 +7,12 @@ It must never compute a result: comparisons are in `findings`, numbers in `metri
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from common import errors
@@ -23,10 +21,8 @@ from common.study import Study, Unit
 from simulations import figures, findings
 from simulations.figures import Bar, Mark, Panel, Row, clean, percent
 from simulations.metrics import SITE_FIGURES, Metrics, SiteMetrics
+from simulations.pages import Style, both, drawn, environment, save, sheet
 
-TEMPLATES = Path(__file__).parent / "templates"
-WIDE, NARROW = 720, 344
-"""Pixels that figures are drawn for; the style sheet shows one of the two."""
 MOST_ROWS = 60
 """Sites drawn in one figure; of more, those that gain most and least."""
 OPEN_TABLE = 40
@@ -72,27 +68,22 @@ class Warned:
 
 def write_report(metrics: Metrics, study: Study, path: Path) -> None:
     """Write the page. Raises CSL-513 if the path cannot be written, CSL-514 if the metrics are of another study."""
-    page = render(metrics, study)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{path}: {error.strerror}") from error
+    save(render(metrics, study), path)
 
 
 def render(metrics: Metrics, study: Study) -> str:
     """Return the page; raises CSL-514 if the metrics are of another study."""
     if metrics.study_digest != study.digest:
         raise ConsiliumError(errors.METRICS_INVALID, "the metrics belong to another study")
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8") + _stamp(metrics)
+    style = Style.of(sheet("report.css"), _stamp(metrics))
     sites = findings.sites_by_gain(metrics)
     return (
-        _environment()
+        _templates()
         .get_template("report.html.j2")
         .render(
             metrics=metrics,
             study=study,
-            style=Markup(style),  # noqa: S704  our own file, no input in it
-            style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+            style=style,
             warnings=[_warned(text) for text in metrics.warnings],
             verdict=findings.verdict(metrics),
             evidence=findings.evidence(metrics),
@@ -166,31 +157,15 @@ def small(value: float) -> str:
     return raised if digits == "1" else f"{digits} × {raised}"
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: clean(value) if type(value) is str else value,
-    )
-    environment.filters.update(
+def _templates() -> Environment:
+    templates = environment()
+    templates.filters.update(
         percent=percent, signed=findings.signed, size=size, duration=duration, small=small,
         epsilon=findings.epsilon_text, gain=findings.site_gain, count=lambda value: f"{value:,}",
         interval=_interval, long=_long, known=lambda name: (NAMES | ARMS).get(name, name),
-        wilson=lambda share, count: findings.wilson(share, count), swatch=lambda kind: _drawn(figures.swatch(kind)),
+        wilson=lambda share, count: findings.wilson(share, count), swatch=lambda kind: drawn(figures.swatch(kind)),
     )  # fmt: skip
-    return environment
-
-
-def _both(draw: Callable[[int], str]) -> Markup:
-    wide, narrow = draw(WIDE), draw(NARROW)
-    return _drawn(f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>')
-
-
-def _drawn(svg: str) -> Markup:
-    return Markup(svg)  # noqa: S704  every text was escaped in figures
+    return templates
 
 
 def _arms_figure(metrics: Metrics) -> Markup | None:
@@ -216,7 +191,7 @@ def _arms_figure(metrics: Metrics) -> Markup | None:
         return None
     said = "; ".join(f"{row.name}: {row.aside}" for row in rows) + beside
     label = "Accuracy on the pooled test records, by way of training"
-    return _both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, guide="federated"))
+    return both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, guide="federated"))
 
 
 def _sites_figure(sites: tuple[SiteMetrics, ...]) -> Markup:
@@ -225,7 +200,7 @@ def _sites_figure(sites: tuple[SiteMetrics, ...]) -> Markup:
     label = "Accuracy on each site’s own test records"
     said = "; ".join(", ".join(mark.hint for mark in row.marks) for row in rows) + ". The table below has all figures."
     link = ("local", "federated")
-    return _both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, link=link))
+    return both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, link=link))
 
 
 def _site_row(site: SiteMetrics) -> Row:
@@ -272,7 +247,7 @@ def _curve_figure(metrics: Metrics) -> Markup | None:
         f"highest {percent(best[1])} at round {best[0]}."
     )
     label = "Accuracy on validation records by round"
-    return _both(lambda width: figures.line_panels(panels, width=width, label=label, description=said))
+    return both(lambda width: figures.line_panels(panels, width=width, label=label, description=said))
 
 
 def _seconds_figure(metrics: Metrics) -> Markup | None:
@@ -286,12 +261,12 @@ def _seconds_figure(metrics: Metrics) -> Markup | None:
         return None
     said = "; ".join(f"{bar.name} {bar.text}" for bar in bars)
     label = "Seconds by part of the run"
-    return _both(lambda width: figures.bar_chart(bars, width=width, label=label, description=said))
+    return both(lambda width: figures.bar_chart(bars, width=width, label=label, description=said))
 
 
 def _cell(group: findings.SubgroupFinding, overall: float) -> Markup:
     mark = Mark("federated", group.accuracy, f"{group.value}: {percent(group.accuracy)}", group.low, group.high)
-    return _drawn(figures.cell_interval(mark, (0.0, 1.0), overall))
+    return drawn(figures.cell_interval(mark, (0.0, 1.0), overall))
 
 
 def _unit(study: Study) -> str:

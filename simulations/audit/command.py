@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +21,7 @@ from common.identity import SiteId
 from simulations.audit.findings import BOUND_LEVEL, MECHANISM_LEVEL, Audit, Sabotage
 from simulations.audit.page import MARKED, page
 from simulations.options import check_device, check_writable
+from simulations.pages import save
 from simulations.progress import RichProgress
 from simulations.scenario import load, locate
 
@@ -39,15 +43,17 @@ def audit(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes as many as there are cores", min=0)] = 0,
 ) -> None:
-    """Attack one simulated site: lower bounds on epsilon beside the claim, tests of its mechanism, membership."""
+    """Attack one simulated site: lower bounds on epsilon beside the claim, tests of its mechanism, membership.
+
+    Ends with status 1 if the claim does not hold.
+    """
     with coded_errors():
         chosen = load(locate(scenario))
         if epsilon is not None:
-            if not 0.0 < epsilon <= 1e6:
+            if not (math.isfinite(epsilon) and epsilon > 0.0):
                 raise ConsiliumError(errors.PRIVACY_PARAMETER, f"--epsilon is {epsilon:g}")
-            chosen = chosen.model_copy(
-                update={"privacy": chosen.privacy.model_copy(update={"epsilon": epsilon, "noise_multiplier": None})}
-            )
+            privacy = chosen.privacy.model_copy(update={"epsilon": epsilon, "noise_multiplier": None})
+            chosen = chosen.model_copy(update={"privacy": privacy})
         if not FEWEST <= canaries <= MOST:
             raise ConsiliumError(errors.SCENARIO_INVALID, f"--canaries: not within [{FEWEST}, {MOST}]")
         check_device(device)
@@ -67,6 +73,7 @@ def audit(
                 device=device,
                 threads=threads or os.cpu_count() or 1,
                 progress=progress,
+                command=shlex.join(["consilium-sim", *sys.argv[1:]]),
             )
         if out is not None:
             write(found, out)
@@ -74,16 +81,18 @@ def audit(
         typer.echo(found.model_dump_json(indent=2))
     else:
         show(found, Console(), out)
+    if found.faults:
+        raise typer.Exit(1)
 
 
 def write(found: Audit, out: Path) -> None:
     """Write audit.json and audit.html; raises CSL-513."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "audit.json").write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (out / "audit.html").write_text(page(found), encoding="utf-8")
     except OSError as error:
         raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{out}: {error.strerror}") from error
+    save(found.model_dump_json(indent=2) + "\n", out / "audit.json")
+    save(page(found), out / "audit.html")
 
 
 def show(found: Audit, console: Console, out: Path | None) -> None:

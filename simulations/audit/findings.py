@@ -92,6 +92,7 @@ class Audit(Part):
     """Everything that an audit found. Simulator only: nothing in it is ever released."""
 
     title: str
+    command: str
     site: str
     unit: Unit
     epsilon: float

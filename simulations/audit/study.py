@@ -53,6 +53,7 @@ def audit_scenario(
     device: str = "cpu",
     threads: int = 0,
     progress: Progress,
+    command: str = "",
     noise_seed: int | None = None,
 ) -> Audit:
     """Audit one site of a scenario.
@@ -60,6 +61,7 @@ def audit_scenario(
     canaries    patients to plant; half have one coin for the study, half one for each round
     site        which one; by default the smallest, where a canary has the least company
     sabotage    break its mechanism in this way first
+    command     how to run it again, for the page
     noise_seed  None draws coins and noise from the operating system; only Python code can give one
 
     Raises CSL-511 for a site that is not there, too many canaries to hold, or a sabotage that the study has no room
@@ -70,6 +72,7 @@ def audit_scenario(
         torch.set_num_threads(threads)
     privacy = privacy_of(scenario)
     prepared = prepare(scenario, data_dir, resolve_device(device), progress, Stopwatch())
+    audited = _choose(prepared, site)
     progress.note(check(prepared.model, prepared.task).summary())
     consortium = Consortium.draw(tuple(prepared.units), entropy)
     study = author(
@@ -81,7 +84,6 @@ def audit_scenario(
         consortium=consortium,
         stream=prepared.stream,
     ).study
-    audited = _choose(prepared, site)
     plan = PrivacyPlan.for_site(study, audited)
     real = within_cap(prepared.training[audited], plan.max_records_per_unit)
     planted = plant(
@@ -109,6 +111,7 @@ def audit_scenario(
     log_odds, inside = observed.charge_log_odds(), coins.fresh.ravel()
     return Audit(
         title=scenario.title,
+        command=command,
         site=audited,
         unit=plan.unit,
         epsilon=study.privacy.epsilon,

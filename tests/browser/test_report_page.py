@@ -1,4 +1,4 @@
-"""The report in a real browser: it asks nobody for anything, its style applies, and it fits the screen it is on."""
+"""The report, and the page of an audit, in a real browser: they ask nobody for anything, and fit their screen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from simulations.audit.findings import Sabotage
+from simulations.audit.page import page as audit_page
 from simulations.report import write_report
+from tests.simulations.audit.audits import findings
 from tests.simulations.runs import run, study
 
 if TYPE_CHECKING:
@@ -52,7 +55,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     for name, (metrics, agreed) in runs.items():
         write_report(metrics, agreed, folder / f"{name}.html")
-    return {name: folder / f"{name}.html" for name in runs}
+    audits = {
+        "audit": findings(),
+        "broken": findings(title=HOSTILE, site="H" * 64, command=HOSTILE, bound=9.0, sabotage=Sabotage.NO_NOISE),
+    }
+    for name, found in audits.items():
+        (folder / f"{name}.html").write_text(audit_page(found), encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in (*runs, *audits)}
 
 
 def opened(
@@ -68,7 +77,7 @@ def opened(
     return page, seen
 
 
-@pytest.mark.parametrize("name", ["few", "many", "bare", "hostile"])
+@pytest.mark.parametrize("name", ["few", "many", "bare", "hostile", "audit", "broken"])
 @pytest.mark.parametrize("width", [1280, 360])
 def test_the_page_requests_nothing_and_the_console_stays_empty(
     browser: Browser, reports: dict[str, Path], name: str, width: int
@@ -98,7 +107,7 @@ def test_the_policy_blocks_what_a_slip_in_escaping_would_let_in(
     page.close()
 
 
-@pytest.mark.parametrize("name", ["few", "many", "bare", "hostile"])
+@pytest.mark.parametrize("name", ["few", "many", "bare", "hostile", "audit", "broken"])
 @pytest.mark.parametrize("width", [1280, 768, 360])
 def test_the_page_never_scrolls_sideways(browser: Browser, reports: dict[str, Path], name: str, width: int) -> None:
     page, _ = opened(browser, reports[name], width=width)

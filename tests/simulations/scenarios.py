@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,3 +43,14 @@ def write_csv(path: Path, rows: int, sites: Sequence[str] = ("North 1", "South 2
         writer.writeheader()
         writer.writerows(written)
     return written
+
+
+def toml(table: dict[str, object]) -> str:
+    """Write parsed fields as TOML: scalars and arrays first, then tables; their values are written alike in JSON."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    tables = [
+        "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in part.items())])
+        for name, part in table.items()
+        if isinstance(part, dict)
+    ]
+    return "\n".join([*plain, *tables])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,18 +12,7 @@ from typer.testing import CliRunner
 from simulations.cli import app, show
 from tests.simulations.runs import run as example
 from tests.simulations.runs import study
-from tests.simulations.scenarios import fields, write_csv
-
-
-def toml(table: dict[str, object]) -> str:
-    """Write parsed fields as TOML: scalars and arrays first, then tables; their values are written alike in JSON."""
-    plain = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict)]
-    tables = [
-        "\n".join([f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in part.items())])
-        for name, part in table.items()
-        if isinstance(part, dict)
-    ]
-    return "\n".join([*plain, *tables])
+from tests.simulations.scenarios import fields, toml, write_csv
 
 
 class Bench:

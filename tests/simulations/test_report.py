@@ -19,7 +19,8 @@ from common.study import Study
 from simulations import findings
 from simulations.figures import percent
 from simulations.metrics import Metrics
-from simulations.report import TEMPLATES, duration, render, size, small, statement_blocks, write_report
+from simulations.pages import TEMPLATES
+from simulations.report import duration, render, size, small, statement_blocks, write_report
 from tests.simulations.pages import Page
 from tests.simulations.runs import run, study
 

@@ -25,8 +25,9 @@ from simulations.cli import app, show
 from simulations.noise import SeededNoise
 from simulations.progress import SilentProgress
 from simulations.run import run_scenario
-from simulations.scenario import Baseline, Scenario, from_fields
-from tests.encoders import WORDS, write_encoder
+from simulations.scenario import Baseline, Scenario
+from tests.encoders import write_encoder
+from tests.simulations.tiny import SITES, scenario, write_notes
 
 LEAKY = """
 name = "leaky"
@@ -54,47 +55,6 @@ epsilon = 8.0
 delta = 1e-5
 sampling_rate = 0.5
 """
-SITES = ("Alpha", "Beta", "Gamma", "Delta")
-
-
-def write_notes(folder: Path) -> None:
-    """Write notes whose label follows one word, so that something can be learned."""
-    generator = np.random.default_rng(3)
-    lines = ["text,label,site,patient,sex"]
-    for row in range(320):
-        label = row % 2
-        words = [*generator.choice(WORDS[3:], size=4), "fever" if label else "pain"]
-        generator.shuffle(words)
-        sex = "f" if generator.random() < 0.5 else "m"
-        lines.append(f"{' '.join(words)},{'hot' if label else 'sore'},{SITES[row % 4]},p{row // 8},{sex}")
-    (folder / "notes.csv").write_text("\n".join(lines) + "\n")
-
-
-def scenario(encoder: Path, **changes: object) -> Scenario:
-    fields: dict[str, object] = {
-        "name": "tiny",
-        "title": "A tiny study",
-        "data": {"query": "SELECT * FROM read_csv('notes.csv')"},
-        "columns": {"text": "text", "label": "label", "site": "site", "unit": "patient", "subgroups": ["sex"]},
-        "backbone": {"folder": str(encoder), "licence": "Apache-2.0", "training_data": "none"},
-        "task": {"labels": ["sore", "hot"], "max_tokens": 16},
-        "adapter": {"rank": 2, "alpha": 2.0, "last_layers": 1},
-        "training": {
-            "rounds": 4,
-            "steps_per_round": 1,
-            "learning_rate": 1.0,
-            "server_optimizer": "fedadam",
-            "server_learning_rate": 0.2,
-        },
-        "privacy": {
-            "unit": "patient",
-            "max_records_per_unit": 4,
-            "epsilon": 8.0,
-            "delta": 1e-5,
-            "sampling_rate": 0.5,
-        },
-    }
-    return from_fields({**fields, **changes})
 
 
 @pytest.fixture(scope="module")
