@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +29,9 @@ from simulations.audit.command import audit
 from simulations.metrics import Metrics
 from simulations.options import check_device, check_writable
 from simulations.progress import RichProgress
-from simulations.scenario import Baseline, Scenario, load, locate, shipped
+from simulations.recipe import Explained, Origin
+from simulations.scenario import Baseline, Scenario, explained, load, locate, shipped
+from simulations.tune.command import tune
 
 app = typer.Typer(
     name="consilium-sim",
@@ -46,7 +52,9 @@ class Engine(StrEnum):
 @app.command()
 def run(
     scenario: Annotated[str, typer.Argument(help="a TOML file, or the name of a shipped scenario", metavar="SCENARIO")],
-    out: Annotated[Path, typer.Option(help="folder for metrics.json, report.html and the adapter")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder for metrics.json, report.html and the adapter; default: runs/NAME")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="folder below which the scenario's query may read")] = None,
     baselines: Annotated[
         str | None, typer.Option(help=f"all, none, or some of: {','.join(Baseline)}; default: as the scenario says")
@@ -56,16 +64,23 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes as many as there are cores", min=0)] = 0,
     seed: Annotated[int | None, typer.Option(help="in place of the scenario's seed", min=0)] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="say how it would train and why, and run nothing")] = False,
     engine: Annotated[Engine, typer.Option(help="how the sites are run")] = Engine.INLINE,  # noqa: ARG001  one so far
 ) -> None:
     """Run a study and write its report."""
+    if explain:
+        with coded_errors():
+            settings = explained(locate(scenario), full=full)
+        show_settings(settings, Console(), as_json=json)
+        return
     with coded_errors():
         chosen = load(locate(scenario), full=full)
         if seed is not None:
             chosen = chosen.model_copy(update={"seed": seed})
+        folder = out or Path("runs") / chosen.name
         compared = _baselines(baselines, chosen)
         check_device(device)
-        check_writable(out)
+        check_writable(folder)
         # Threads that wait by spinning slow each other down many times where cores are shared.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from simulations.run import run_scenario
@@ -74,7 +89,7 @@ def run(
             metrics = run_scenario(
                 chosen,
                 data,
-                out,
+                folder,
                 baselines=compared,
                 device=device,
                 threads=threads or os.cpu_count() or 1,
@@ -84,10 +99,11 @@ def run(
     if json:
         typer.echo(metrics.model_dump_json(indent=2))
     else:
-        show(metrics, out / "report.html", Console())
+        show(metrics, folder / "report.html", Console())
 
 
 app.command()(audit)
+app.command()(tune)
 
 
 @app.command()
@@ -131,6 +147,18 @@ def show(metrics: Metrics, report: Path, console: Console) -> None:
     for warning in metrics.warnings:
         console.print(Text(warning, style="yellow"), soft_wrap=True)
     console.print(Text(f"report: {report}", style="bold"), soft_wrap=True)
+
+
+def show_settings(settings: Sequence[Explained], console: Console, *, as_json: bool) -> None:
+    """Print how a scenario trains, who decided it, and why."""
+    if as_json:
+        typer.echo(dumps([asdict(setting) for setting in settings], indent=2))
+        return
+    for setting in settings:
+        differs = setting.origin is not Origin.RECIPE and setting.value != setting.recipe
+        aside = f", where the recipe says {setting.recipe}" if differs else ""
+        console.print(Text.assemble((f"{setting.name} = {setting.value}", "bold"), f"  {setting.origin.value}{aside}"))
+        console.print(Padding(Text(setting.why), (0, 0, 0, 4)))
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ class Comparison:
             scores = {}
             for rate in tuning.learning_rates:
                 short = with_rate(training, rate).model_copy(update={"rounds": rounds})
-                scores[rate] = self._validation_accuracy(arm, short)
+                scores[rate] = self.validation_accuracy(arm, short)
                 self._progress.advance()
             best = max(scores, key=lambda rate: scores[rate])
             chosen[arm] = with_rate(training, best)
@@ -79,6 +79,15 @@ class Comparison:
                 for rate, accuracy in scores.items()
             ]
         return chosen, Tuning(trials=tuple(trials))
+
+    def validation_accuracy(self, arm: str, training: Training) -> float:
+        """Train one arm and return its exact accuracy on validation records: choosing by it is not private."""
+        vectors = self._vectors(arm, training, lambda: None)
+        validation = self._prepared.validation
+        if arm == Baseline.LOCAL_ONLY:
+            # A site alone has its own validation records and nobody else's.
+            return float(np.mean([self._pooled(vector, {s: validation[s]}).accuracy for s, vector in vectors.items()]))
+        return self._pooled(next(iter(vectors.values())), validation).accuracy
 
     def run(self, arm: str, training: Training) -> Compared:
         """Train one baseline in full and judge it on the test records."""
@@ -107,14 +116,6 @@ class Comparison:
         for features in self._prepared.testing.values():
             confusion[:, int(np.argmax(counts))] += np.bincount(features.targets, minlength=classes)
         return Quality(confusion)
-
-    def _validation_accuracy(self, arm: str, training: Training) -> float:
-        vectors = self._vectors(arm, training, lambda: None)
-        validation = self._prepared.validation
-        if arm == Baseline.LOCAL_ONLY:
-            # A site alone has its own validation records and nobody else's.
-            return float(np.mean([self._pooled(vector, {s: validation[s]}).accuracy for s, vector in vectors.items()]))
-        return self._pooled(next(iter(vectors.values())), validation).accuracy
 
     def _vectors(self, arm: str, training: Training, advance: Callable[[], None]) -> dict[SiteId, Vector]:
         """Train an arm; returns the vector that each site ends with."""

@@ -1,8 +1,8 @@
 """A scenario: everything a simulated study is made from, in one TOML file.
 
 Strict and frozen: an unknown key, a missing part or a value out of range is refused with the field's name. A scenario
-says what to run and on which data; the Study that the simulated sites sign is derived from it, and devices, threads and
-output folders are the command line's. Loads without torch.
+says what to run and on which data; what it leaves open about training the recipe decides. The Study that the simulated
+sites sign is derived from it, and devices, threads and output folders are the command line's. Loads without torch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from common.study import (
     validate,
 )
 from simulations.corpora import TriageCorpus
+from simulations.recipe import Explained, completed, explain
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Query = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
@@ -222,27 +223,29 @@ def load(path: Path, full: bool = False) -> Scenario:
     Both forms are checked whichever is asked for. Raises CSL-510 where the file cannot be read as TOML, CSL-511 with
     the name of the field that is wrong.
     """
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConsiliumError(errors.SCENARIO_UNREADABLE, f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConsiliumError(errors.SCENARIO_UNREADABLE, f"{path}: {error}") from error
-    overrides = fields.pop("full", None)
-    scenario = from_fields(fields)
-    if overrides is None:
+    plain, whole = _read(path)
+    scenario = from_fields(plain)
+    if whole is None:
         if full:
             raise ConsiliumError(errors.SCENARIO_INVALID, "full: this scenario has no [full] table")
         return scenario
-    if not isinstance(overrides, dict):
-        raise ConsiliumError(errors.SCENARIO_INVALID, "full: must be a table")
-    whole = from_fields(_merged(fields, overrides))
-    return whole if full else scenario
+    complete = from_fields(whole)
+    return complete if full else scenario
+
+
+def explained(path: Path, full: bool = False) -> tuple[Explained, ...]:
+    """Return each setting of the recipe as a scenario file has it, who decided it and why; raises as :func:`load`."""
+    scenario = load(path, full)
+    plain, whole = _read(path)
+    return explain(
+        whole if full and whole is not None else plain,
+        {name: part.model_dump(mode="json") for name, part in scenario if isinstance(part, Part)},
+    )
 
 
 def from_fields(fields: Mapping[str, object]) -> Scenario:
-    """Build a scenario from parsed TOML; raises CSL-511."""
-    scenario = validate(Scenario, dict(fields), errors.SCENARIO_INVALID)
+    """Build a scenario from parsed TOML, by the recipe where it says nothing; raises CSL-511."""
+    scenario = validate(Scenario, completed(fields), errors.SCENARIO_INVALID)
     for wrong, detail in _contradictions(scenario):
         if wrong:
             raise ConsiliumError(errors.SCENARIO_INVALID, detail)
@@ -265,6 +268,22 @@ def locate(reference: str) -> Path:
     raise ConsiliumError(
         errors.SCENARIO_UNREADABLE, f"{reference}: no such file, and not a shipped scenario ({', '.join(shipped())})"
     )
+
+
+def _read(path: Path) -> tuple[dict[str, object], dict[str, object] | None]:
+    """Return a file's fields without and with its ``[full]`` table, None where it has none; raises CSL-510, CSL-511."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConsiliumError(errors.SCENARIO_UNREADABLE, f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConsiliumError(errors.SCENARIO_UNREADABLE, f"{path}: {error}") from error
+    overrides = fields.pop("full", None)
+    if overrides is None:
+        return fields, None
+    if not isinstance(overrides, dict):
+        raise ConsiliumError(errors.SCENARIO_INVALID, "full: must be a table")
+    return fields, _merged(fields, overrides)
 
 
 def _contradictions(scenario: Scenario) -> tuple[tuple[bool, str], ...]:
