@@ -55,20 +55,21 @@ class Canaries:
 
 
 def plant(
-    prepared: Prepared, count: int, *, unit: Unit, most_records: int, seed: int, precision: Precision
+    prepared: Prepared, count: int, *, unit: Unit, most_records: int, seed: int, precision: Precision, alone: bool
 ) -> Canaries:
     """Invent canary patients for a prepared study.
 
     count         how many, at least 1
     most_records  the study's cap; a record-level study's canaries have one record each
     seed          of the choice of words, which is no secret
+    alone         compute each record's prefix by itself, as discrete noise needs it
     """
     texts = invented_texts(prepared.backbone.tokenizer, count, seed)
     labels = [prepared.task.spec.labels[0]] * count
     encoded = prepared.task.encode(texts, labels, np.arange(count, dtype=np.int64))
     blank = Features(prepared.model, encoded)
     unlikely = replace(encoded, targets=_least_likely(prepared, blank, prepared.start))
-    features = Features(prepared.model, unlikely, precision=precision)
+    features = Features(prepared.model, unlikely, precision=precision, alone=alone)
     return Canaries(features, RECORDS_OVER_CAP * most_records if unit is Unit.PATIENT else 1)
 
 

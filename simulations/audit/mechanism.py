@@ -22,6 +22,7 @@ NORMAL = NormalDist()
 NOTICED = 0.95
 """Chance at which a fault counts as one that the audit would have noticed."""
 _MOST_WEIGHT = 1e6
+_SKEWED = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class WeightTest:
     @property
     def interval(self) -> tuple[float, float]:
         """Limits of the weight over the claimed, each wrong with chance ``level`` if the noise is as claimed."""
-        margin = -NORMAL.inv_cdf(self.level) * self._deviation(max(self.measured, 1.0)) / self.expected
+        margin = self._quantile * self._deviation(max(self.measured, 1.0)) / self.expected
         return self.measured - margin, self.measured + margin
 
     @property
@@ -125,7 +126,12 @@ class WeightTest:
 
     @property
     def _threshold(self) -> float:
-        return self.expected - NORMAL.inv_cdf(self.level) * self._deviation(1.0)
+        return self.expected + self._quantile * self._deviation(1.0)
+
+    @property
+    def _quantile(self) -> float:
+        """Deviations of a false alarm; where sampling outweighs noise the sum is skewed, and the level is quartered."""
+        return -NORMAL.inv_cdf(self.level if self.sampling <= self.spread else self.level / _SKEWED)
 
     def _deviation(self, weight: float) -> float:
         return math.sqrt(self.spread + weight**2 * self.sampling)

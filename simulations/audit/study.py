@@ -16,10 +16,12 @@ from client.preflight import check
 from client.training.features import Features
 from client.training.precision import Precision
 from common import errors
+from common.adapters import Vector
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.plan import PrivacyPlan
 from common.stopwatch import Stopwatch
+from common.study import Study, TrainingNoise
 from simulations.audit.bounds import best_bound
 from simulations.audit.canaries import plant
 from simulations.audit.coins import Coins, Observed
@@ -37,8 +39,8 @@ from simulations.progress import Progress
 from simulations.scenario import Scenario
 
 _NOT_EXACT = (
-    "several local steps or Adam: a delta is no noised sum, so the attacker reads its direction alone, and the tests "
-    "of the mechanism are left out"
+    "several local steps or Adam: a delta is no noised sum, so the guesses rest on its direction alone; the mechanism "
+    "is tested on the same study with single SGD steps, whose sampling, clipping and noise are the same code"
 )
 _POWER_SEED = 0
 
@@ -93,22 +95,28 @@ def audit_scenario(
         most_records=plan.max_records_per_unit,
         seed=scenario.seed,
         precision=Precision.FULL,
+        alone=study.privacy.noise is TrainingNoise.DISCRETE,
     )
     fixed = canaries // 2
-    coins = Coins.toss(fixed, canaries - fixed, study.training.rounds, noise_of(entropy, "audit/coins"))
-    noise = noise_of(entropy, audited)
-    observed, vector = play(
-        prepared,
-        study,
-        audited,
-        real,
-        planted,
-        coins,
-        trainer_for(study, audited, prepared.model, prepared.testing[audited], noise, sabotage),
-        {other: noise_of(entropy, other) for other in prepared.training},
-        progress,
-    )
-    log_odds, inside = observed.charge_log_odds(), coins.fresh.ravel()
+    tosser = noise_of(entropy, "audit/coins")
+    noises = {name: noise_of(entropy, name) for name in prepared.training}
+
+    def played(agreed: Study) -> tuple[Observed, Vector]:
+        return play(
+            prepared,
+            agreed,
+            audited,
+            real,
+            planted,
+            Coins.toss(fixed, canaries - fixed, agreed.training.rounds, tosser),
+            trainer_for(agreed, audited, prepared.model, prepared.testing[audited], noises[audited], sabotage),
+            {other: source for other, source in noises.items() if other != audited},
+            progress,
+        )
+
+    observed, vector = played(study)
+    single = observed if is_exact(study.training) else played(in_single_steps(study))[0]
+    log_odds, inside = observed.charge_log_odds(), observed.coins.fresh.ravel()
     return Audit(
         title=scenario.title,
         command=command,
@@ -123,12 +131,18 @@ def audit_scenario(
         canaries=canaries,
         sabotage=sabotage,
         games=_games(observed, plan),
-        tests=_tests(observed) if is_exact(study.training) else (),
+        tests=_tests(single),
         membership=_membership(prepared, audited, real, vector, plan.delta),
         notes=() if is_exact(study.training) else (_NOT_EXACT,),
         log_odds_in=tuple(log_odds[inside].tolist()),
         log_odds_out=tuple(log_odds[~inside].tolist()),
     )
+
+
+def in_single_steps(study: Study) -> Study:
+    """Return a study that differs in nothing but that a round is one SGD step, whose delta is a noised sum."""
+    single = {"optimizer": "sgd", "steps_per_round": 1, "momentum": 0.0}
+    return study.model_copy(update={"training": study.training.model_copy(update=single)})
 
 
 def within_cap(features: Features, most: int) -> Features:

@@ -23,7 +23,7 @@ def findings(
     bound: float = 0.31,
     noise: float = 1.002,
     sabotage: Sabotage | None = None,
-    tested: bool = True,
+    notes: tuple[str, ...] = (),
     command: str = "consilium-sim audit demo",
 ) -> Audit:
     """Return the findings of an audit; ``bound`` is the whole study's, ``noise`` the measured share of the claimed."""
@@ -48,11 +48,11 @@ def findings(
         canaries=120,
         sabotage=sabotage,
         games=(game("whole study", bound=bound, claim=7.94), game("one charge", bound=0.1, claim=1.69)),
-        tests=tests if tested else (),
+        tests=tests,
         membership=Membership(
             members=144, others=61, auc=0.44, low=0.36, high=0.53, at_1=0.014, at_5=0.03, epsilon=0.0
         ),
-        notes=() if tested else ("several local steps: left out",),
+        notes=notes,
         log_odds_in=tuple(dice.normal(0.1, 0.6, 300).tolist()),
         log_odds_out=tuple(dice.normal(-0.1, 0.6, 300).tolist()),
     )

@@ -41,10 +41,10 @@ def test_a_refuted_claim_is_said_first_and_a_claim_that_stands_is_not_called_saf
     assert 'class="refuted"' not in honest
 
 
-def test_what_could_not_be_tested_is_said() -> None:
-    text = page(findings(tested=False))
-    assert "Not tested." in text
-    assert "several local steps: left out" in text
+def test_what_the_reader_must_know_is_said() -> None:
+    assert "<p>several local steps: guesses rest on directions</p>" in page(
+        findings(notes=("several local steps: guesses rest on directions",))
+    )
 
 
 def test_text_from_outside_is_escaped_and_nothing_is_asked_of_anybody() -> None:
