@@ -80,6 +80,8 @@ class SealedFolder:
                 try:
                     return SealedFile.opened(found, self._sealing_key, layout)
                 except ConsiliumError as fault:
+                    if fault.fault is not errors.FEATURES_DAMAGED:
+                        raise
                     _log.warning("%s", fault)
                     with self._exclusive():
                         whole.unlink(missing_ok=True)
