@@ -119,6 +119,15 @@ TASK_LABEL_UNKNOWN = Fault(
 PREFLIGHT_REFUSED = Fault(
     "CSL-330", "preflight", "private gradients would be wrong on this model", "use another adapter or backbone"
 )
+FEATURES_DAMAGED = Fault(
+    "CSL-340", "features", "a file of computed features is not what was written", "none: they are computed again"
+)
+FEATURES_NOT_KEPT = Fault(
+    "CSL-341",
+    "features",
+    "computed features cannot be kept, and every step computes them anew",
+    "allow more memory or disk, and check who may write there",
+)
 
 # 4xx  secure aggregation -------------------------------------------------------------------------------------------
 SECAGG_MALFORMED = Fault("CSL-401", "secagg", "a protocol message cannot be read", "none: it was refused")

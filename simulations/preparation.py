@@ -13,6 +13,7 @@ import torch
 from client.data import Examples, SiteData
 from client.training.features import Features
 from client.training.precision import Precision
+from client.training.store import FeatureStore
 from common import backbone as backbones
 from common import errors
 from common.adapters import AdaptedModel, Vector, attach
@@ -70,11 +71,13 @@ def prepare(
     watch: Stopwatch,
     *,
     precision: Precision = Precision.FULL,
+    store: FeatureStore | None = None,
 ) -> Prepared:
     """Load data and backbone, attach the adapter, compute the frozen prefix once.
 
     device     as :func:`resolve_device` returns it
     precision  of the training passes; evaluation is always in full precision
+    store      where all sites' frozen prefixes are kept; None keeps them in memory
 
     Raises what is wrong with the data (CSL-5xx), the backbone or the adapter (CSL-3xx).
     """
@@ -95,7 +98,7 @@ def prepare(
             examples = of(site)
             with watch.timed("features"):
                 encoded = task.encode(examples.texts, examples.labels, examples.units)
-                made[site.site] = Features(model, encoded, precision=kept, alone=alone)
+                made[site.site] = Features(model, encoded, precision=kept, alone=alone, store=store)
             progress.advance()
         return made
 

@@ -13,6 +13,7 @@ import torch
 
 from client.preflight import check
 from client.training.precision import Precision, fastest_precision
+from client.training.store import FeatureStore
 from common import errors
 from common.errors import ConsiliumError
 from common.stopwatch import Stopwatch
@@ -39,6 +40,7 @@ def run_scenario(
     threads: int,
     progress: Progress,
     noise_seed: int | None = None,
+    store: FeatureStore | None = None,
     command: str = "",
 ) -> metrics.Metrics:
     """Run a scenario and write ``metrics.json``, ``report.html`` and the release below ``out``.
@@ -48,6 +50,7 @@ def run_scenario(
     threads     torch's threads; 0 leaves torch's choice
     noise_seed  None for private noise; a seed makes the run repeatable and NOT PRIVATE, and every output says so. Only
                 Python code can give it: no scenario, option or environment variable does (RULES 15).
+    store       where frozen prefixes are kept when memory would not hold them; None keeps them in memory
 
     Raises the coded error of whatever is wrong with the scenario, its data, its backbone or the output folder;
     nothing is written then.
@@ -60,7 +63,9 @@ def run_scenario(
         with watch.timed("setup"):
             # A run that must repeat keeps to one arithmetic; any other takes the fastest that this machine has.
             precision = fastest_precision() if noise_seed is None else Precision.FULL
-            prepared = prepare(scenario, data_dir, resolve_device(device), progress, watch, precision=precision)
+            prepared = prepare(
+                scenario, data_dir, resolve_device(device), progress, watch, precision=precision, store=store
+            )
             progress.note(check(prepared.model, prepared.task).summary())
         consortium = Consortium.draw(tuple(prepared.units), entropy)
         write = partial(

@@ -2,9 +2,8 @@
 
 When adapters sit in the last layers only, the layers in front give every record the same hidden states in every step.
 They are computed once and kept in float16 without padding (768 bytes a token at width 384); invented records are held
-against direct computation. Where the head alone trains, one pooled float32 row a record is all that is kept. What is
-kept of a record depends on that record alone, but for the last bits unless it is asked for alone: in training they move
-a sum of clipped gradients by about 1e-7 clip norms.
+against direct computation. Where the head alone trains, one pooled float32 row a record is all that is kept. See
+:mod:`client.training.prefix` for what it depends on, and :mod:`client.training.store` for where it is kept.
 """
 
 from __future__ import annotations
@@ -19,19 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from client.training.bucketing import buckets
 from client.training.precision import Precision, computing_in
+from client.training.prefix import FrozenPrefix
+from client.training.store import FeatureStore, MemoryRows, PickedRows, Rows
 from common import errors
 from common.adapters import AdaptedModel
 from common.errors import ConsiliumError
 from common.privacy.sensitive import PrivateCount
 from common.tasks import Encoded, Task
 
-_PREFIX_BATCH = 32
-_FLOAT16_MOST = 65504.0
 _INVENTED_LENGTHS = (3, 12, 7)
 _CACHE_TOLERANCE = 0.02
-_OVERHEAD_TOKENS = 60
-"""What one more micro-batch costs, in tokens: measured 7 ms beside 130 us a token on one core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +52,11 @@ class Features:
 
     model      whose prefix is cached; any model over the same backbone with the same prefix may be given later
     encoded    the records
-    cache      False recomputes every layer in every step; so does a model without a frozen prefix
+    cache      False computes every layer in every step, in float32; so does a model without a frozen prefix
     precision  of :meth:`losses`, that is of training; predictions and the prefix are always in full precision
     alone      compute each record's prefix by itself: not even its last bit then depends on which others there are
+    exact      keep hidden states in float32, at twice the bytes
+    store      decides where the prefix is kept; None keeps all in memory. A step gives the same result in each case
 
     Raises CSL-330 if the cached prefix and the rest of the model do not add up to the model.
     """
@@ -69,6 +69,8 @@ class Features:
         cache: bool = True,
         precision: Precision = Precision.FULL,
         alone: bool = False,
+        exact: bool = False,
+        store: FeatureStore | None = None,
     ) -> None:
         self._precision, self._alone = precision, alone
         self._task: Task = model.task
@@ -81,10 +83,16 @@ class Features:
         """(n,) int64, the unit that owns each record, dense from 0."""
         self.lengths = np.array([len(row) for row in encoded.tokens], dtype=np.int64)
         """(n,) int64, tokens of each record."""
-        self._hidden: tuple[Tensor, ...] | None = None
+        self._hidden: Rows | None = None
+        self._sizes = np.zeros(len(self), dtype=np.int64)
         if cache and model.prefix_layers > 0:
-            self._hidden = self._compute_prefix(model, 1 if alone else _PREFIX_BATCH)
-            self._check_cache(model)
+            prefix = FrozenPrefix(model, alone=alone, exact=exact)
+            self._check_cache(prefix)
+            if store is None:
+                self._hidden = MemoryRows(prefix.gathered(self._tokens))
+            else:
+                self._hidden = store.rows(prefix, self._tokens)
+            self._sizes = prefix.sizes(self._tokens) * self._hidden.is_kept
 
     @classmethod
     def joined(cls, parts: tuple[Features, ...]) -> Features:
@@ -92,7 +100,7 @@ class Features:
 
         Units stay apart: equal numbers at two sites are two units.
         """
-        if not parts or len({(part._prefix_layers, part.is_cached) for part in parts}) != 1:
+        if not parts or len({(part._prefix_layers, part._hidden is None) for part in parts}) != 1:
             raise ConsiliumError(errors.DATA_EMPTY, "features to join must exist and share their prefix")
         whole = cls.__new__(cls)
         first = parts[0]
@@ -104,7 +112,9 @@ class Features:
         whole.lengths = np.concatenate([part.lengths for part in parts])
         offsets = np.cumsum([0] + [part.unit_count.on_site() for part in parts])
         whole.units = np.concatenate([part.units + offset for part, offset in zip(parts, offsets, strict=False)])
-        whole._hidden = tuple(row for part in parts for row in part._hidden or ()) if first.is_cached else None
+        kept = [part._hidden for part in parts if part._hidden is not None]
+        whole._hidden = PickedRows([(rows, row) for rows in kept for row in range(len(rows))]) if kept else None
+        whole._sizes = np.concatenate([part._sizes for part in parts])
         return whole
 
     def subset(self, rows: NDArray[np.int64], units: NDArray[np.int64]) -> Features:
@@ -118,7 +128,8 @@ class Features:
         part._is_pooled, part._precision, part._alone = self._is_pooled, self._precision, self._alone
         part._tokens = tuple(self._tokens[row] for row in rows)
         part.targets, part.lengths, part.units = self.targets[rows], self.lengths[rows], units
-        part._hidden = None if self._hidden is None else tuple(self._hidden[row] for row in rows)
+        part._hidden = None if self._hidden is None else PickedRows([(self._hidden, int(row)) for row in rows])
+        part._sizes = self._sizes[rows]
         return part
 
     def __len__(self) -> int:
@@ -131,40 +142,36 @@ class Features:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the frozen prefix was computed once."""
-        return self._hidden is not None
+        """Whether the frozen prefix was computed once, not in every step."""
+        return self._hidden is not None and self._hidden.is_kept
 
     @property
     def is_each_alone(self) -> bool:
-        """Whether nothing that is kept of a record depends, even in its last bit, on which others there are."""
-        return self._alone or not self.is_cached
+        """Whether no record's prefix depends, even in its last bit, on which others there are."""
+        return self._alone or self._hidden is None
 
     @property
     def cache_bytes(self) -> int:
-        """Memory that the cached prefix takes."""
-        return sum(row.numel() * row.element_size() for row in self._hidden or ())
+        """What the cached prefix takes, in memory or on disk."""
+        return int(self._sizes.sum())
 
     def micro_batches(self, rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
         """Divide rows into micro-batches of at most ``size`` rows of similar length, with little padding.
 
-        What is computed for a row does not depend on its neighbours, so the division is free; see :func:`divide`.
+        See :mod:`client.training.bucketing`.
         """
         lengths = np.ones_like(self.lengths) if self._is_pooled and self._hidden is not None else self.lengths
-        ordered = rows[np.argsort(lengths[rows], kind="stable")]
-        start = 0
-        for end in divide(lengths[ordered], size):
-            yield ordered[start:end]
-            start = end
+        return buckets(rows, lengths, size)
 
     def batch(self, rows: NDArray[np.int64], device: torch.device | None = None) -> Batch:
         """Return rows padded to the longest of them, on the model's device."""
         if self._hidden is None:
             inputs, mask = self._task.pad([self._tokens[row] for row in rows])
         elif self._is_pooled:
-            inputs = torch.stack([self._hidden[row] for row in rows])
+            inputs = torch.stack(self._hidden.read(rows))
             mask = torch.ones(len(rows), 1, dtype=torch.int64)
         else:
-            inputs = pad_sequence([self._hidden[row] for row in rows], batch_first=True).float()
+            inputs = pad_sequence(self._hidden.read(rows), batch_first=True).float()
             if len(rows) and not inputs.shape[1]:
                 # Records without any token are a masked place each: no model takes a sequence of length zero.
                 inputs = inputs.new_zeros(len(rows), 1, inputs.shape[2])
@@ -186,34 +193,17 @@ class Features:
             logits = self.logits(model, batch)
         return self._task.loss(logits.float(), batch.targets)
 
-    @torch.no_grad()
-    def _compute_prefix(self, model: AdaptedModel, size: int) -> tuple[Tensor, ...]:
-        rows: list[Tensor] = [torch.empty(0)] * len(self)
-        device = device_of(model)
-        for chosen in self.micro_batches(np.arange(len(self)), size):
-            ids, mask = self._task.pad([self._tokens[row] for row in chosen])
-            ids, mask = ids.to(device), mask.to(device)
-            hidden = model.prefix(ids, mask)
-            if self._is_pooled:
-                stored = self._task.features(hidden, mask).cpu()
-            else:
-                stored = hidden.clamp(-_FLOAT16_MOST, _FLOAT16_MOST).to(device="cpu", dtype=torch.float16)
-            for place, row in enumerate(chosen):
-                kept = stored[place] if self._is_pooled else stored[place, : self.lengths[row]]
-                rows[row] = kept.clone()
-        return tuple(rows)
-
-    def _check_cache(self, model: AdaptedModel) -> None:
+    def _check_cache(self, prefix: FrozenPrefix) -> None:
         """Compare cached with direct logits, under random weights so that an empty head hides nothing.
 
         On invented records, never on the site's own: a refusal must tell nothing of them, and none of them may keep
         the site out (RULES 13, 14).
         """
-        invented = copy.copy(self)
+        model, invented = prefix.model, copy.copy(self)
         invented._tokens = _invented(len(model.backbone.tokenizer))
         invented.lengths = np.array([len(row) for row in invented._tokens], dtype=np.int64)
         invented.targets = np.zeros(len(invented), dtype=np.int64)
-        invented._hidden = invented._compute_prefix(model, _PREFIX_BATCH)
+        invented._hidden = MemoryRows(prefix.gathered(invented._tokens, alone=False))
         start = model.read_vector()
         jitter = np.random.default_rng(0).normal(0.0, 0.05, len(start)).astype(np.float32)
         try:
@@ -241,30 +231,6 @@ class Features:
 def count_units(units: NDArray[np.int64]) -> PrivateCount:
     """Return how many units there are, from the unit of each record, dense from 0."""
     return PrivateCount(int(units.max()) + 1 if len(units) else 0)
-
-
-def divide(lengths: NDArray[np.int64], size: int) -> list[int]:
-    """Return where to cut rows of rising length, so that padding and the cost of each micro-batch are least together.
-
-    lengths  (n,) int64, rising
-    size     at most so many rows in a micro-batch, >= 1
-    returns  the end of each micro-batch; the last is n; empty where there is no row
-
-    Exact dynamic programme: a micro-batch costs a fixed overhead plus its rows times its longest, n * size comparisons.
-    """
-    count = len(lengths)
-    cost = np.zeros(count + 1)
-    previous = np.zeros(count + 1, dtype=np.int64)
-    for end in range(1, count + 1):
-        starts = np.arange(max(0, end - size), end)
-        totals = cost[starts] + _OVERHEAD_TOKENS + (end - starts) * lengths[end - 1]
-        best = int(np.argmin(totals))
-        cost[end], previous[end] = totals[best], starts[best]
-    ends, end = [], count
-    while end > 0:
-        ends.append(end)
-        end = int(previous[end])
-    return ends[::-1]
 
 
 def _invented(vocabulary: int) -> tuple[NDArray[np.int32], ...]:

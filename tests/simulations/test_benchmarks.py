@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.backbone import load
 from common.errors import ConsiliumError
 from common.link import secaggplus
-from simulations.benchmarks import encoding, secagg
+from simulations.benchmarks import encoding, features, secagg
+from tests.encoders import write_encoder
 from tests.studies import signed_study
 
 KEYS = {"n", "d", "lost", "client_ms", "server_s", "bytes_up", "flwr_client_ms", "flwr_server_s", "flwr_bytes_up"}
@@ -104,3 +106,12 @@ def test_the_error_of_encoding_falls_with_the_bits_and_rotation_helps() -> None:
     assert fine["error"] < fine["error_unrotated"]
     assert 0 <= fine["clamped"] < 0.01
     assert fine["encode_ms_3000"] > 0
+
+
+@pytest.mark.parametrize("method", features.ADAPTERS)
+def test_a_row_of_features_measures_every_place(tmp_path: Path, method: str) -> None:
+    row = features.measure(load(tmp_path, write_encoder(tmp_path)), method, records=12, batch=4, tokens=8, repeats=1)
+    assert row["bytes"] == 12 * 32 * (4 if method == "head-only" else 2 * 8)
+    for key in ("computing", "opening", "memory", "disk", "nowhere"):
+        assert float(row[f"{key}_seconds"] or 0.0) > 0.0
+    assert method in features.table([row])

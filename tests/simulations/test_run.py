@@ -14,6 +14,8 @@ from rich.console import Console
 from transformers import AutoModel
 from typer.testing import CliRunner
 
+from client.training.folder import SealedFolder
+from client.training.store import FeatureStore
 from common import agreement
 from common import backbone as backbones
 from common.adapters import METHODS, attach
@@ -72,7 +74,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    chosen: Scenario, data: Path, out: Path, baselines: frozenset[str] = frozenset(), noise_seed: int | None = None
+    chosen: Scenario,
+    data: Path,
+    out: Path,
+    baselines: frozenset[str] = frozenset(),
+    noise_seed: int | None = None,
+    store: FeatureStore | None = None,
 ) -> m.Metrics:
     return run_scenario(
         chosen,
@@ -83,6 +90,7 @@ def run(
         threads=1,
         progress=SilentProgress(),
         noise_seed=noise_seed,
+        store=store,
     )
 
 
@@ -237,6 +245,31 @@ def test_a_seeded_run_repeats_bit_for_bit_and_says_not_private_everywhere(
     assert run(scenario(encoder), data, tmp_path / "three", noise_seed=11).pooled == pooled
     run(scenario(encoder), data, tmp_path / "other", noise_seed=12)
     assert (tmp_path / "other" / "release" / "adapter_model.safetensors").read_bytes() != vectors[0]
+
+
+@pytest.mark.parametrize("method", ["ffa-lora", "head-only"])
+def test_a_whole_study_ends_the_same_wherever_features_are_kept(
+    data: Path, encoder: Path, tmp_path: Path, method: str
+) -> None:
+    adapter = {"method": method, "rank": 2, "last_layers": 1}
+    chosen = scenario(encoder, adapter=adapter, tuning={"learning_rates": [0.1, 0.2], "rounds": 2})
+    folder = SealedFolder(tmp_path / "features", bytes(range(32)), 1 << 30)
+
+    def ended(name: str, store: FeatureStore | None) -> tuple[object, ...]:
+        metrics = run(chosen, data, tmp_path / name, frozenset(Baseline), noise_seed=11, store=store)
+        weights = [file.read_bytes() for file in sorted((tmp_path / name / "release").glob("*.safetensors"))]
+        assert weights
+        return (
+            weights,
+            *(getattr(metrics, part) for part in ("pooled", "released", "sites", "baselines", "curve", "tuning")),
+        )
+
+    memory = ended("memory", None)
+    assert ended("disk", FeatureStore(memory_bytes=0, folder=folder)) == memory
+    written = {file: file.stat().st_ino for file in (tmp_path / "features").glob("*.sealed")}
+    assert len(written) == 3 * len(SITES)
+    assert ended("found", FeatureStore(memory_bytes=0, folder=folder)) == memory
+    assert {file: file.stat().st_ino for file in (tmp_path / "features").glob("*.sealed")} == written
 
 
 def test_a_private_run_never_repeats(data: Path, encoder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from client.training.features import Features
 from client.training.gradients import PerExampleGradients
 from client.training.precision import Precision
+from client.training.store import MemoryRows
 from common.adapters import METHODS, AdaptedModel, attach
 from common.backbone import Backbone
 from common.study import AdapterSpec, Unit
@@ -111,8 +112,8 @@ def test_a_unit_with_a_broken_record_counts_as_absent(adapted: AdaptedModel, enc
     broken = copy.copy(features)
     hidden = broken._hidden
     assert hidden is not None
-    ruined = hidden[BROKEN] * float("nan")
-    broken._hidden = (*hidden[:BROKEN], ruined, *hidden[BROKEN + 1 :])
+    rows = hidden.read(np.arange(9))
+    broken._hidden = MemoryRows([*rows[:BROKEN], rows[BROKEN] * float("nan"), *rows[BROKEN + 1 :]])
     found = gradient_of(adapted, broken, plan, Chosen())
     neighbour, _ = without(whole, int(owners[BROKEN]), owners)
     expected = gradient_of(adapted, Features(adapted, neighbour), plan, Chosen())

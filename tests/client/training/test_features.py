@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from client.training.features import Features, divide
+from client.training.features import Features
 from client.training.gradients import PerExampleGradients
 from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone
@@ -112,29 +109,3 @@ def test_micro_batches_hold_every_row_once(model: AdaptedModel, encode: Encode) 
     parts = list(features.micro_batches(rows, 8))
     assert sorted(np.concatenate(parts).tolist()) == rows.tolist()
     assert max(len(part) for part in parts) <= 8
-
-
-@given(lengths=st.lists(st.integers(1, 200), max_size=9), size=st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
-def test_the_division_is_the_cheapest_there_is(lengths: list[int], size: int) -> None:
-    from client.training.features import _OVERHEAD_TOKENS
-
-    ordered = np.array(sorted(lengths), dtype=np.int64)
-
-    def cost(ends: tuple[int, ...]) -> float:
-        starts = (0, *ends[:-1])
-        return sum(
-            _OVERHEAD_TOKENS + (end - start) * int(ordered[end - 1]) for start, end in zip(starts, ends, strict=True)
-        )
-
-    chosen = tuple(divide(ordered, size))
-    if not lengths:
-        assert chosen == ()
-        return
-    every = (
-        (*cuts, len(lengths))
-        for number in range(len(lengths))
-        for cuts in itertools.combinations(range(1, len(lengths)), number)
-    )
-    allowed = [ends for ends in every if max(np.diff((0, *ends))) <= size]
-    assert cost(chosen) == min(cost(ends) for ends in allowed)

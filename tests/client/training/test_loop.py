@@ -47,7 +47,8 @@ def test_every_trained_parameter_moves(
     for name, parameter in model.trainable():
         assert np.abs(update[offset : offset + parameter.numel()]).max() > 0, name
         offset += parameter.numel()
-    assert np.allclose(model.read_vector(), start + update)
+    # An update that nearly cancels its start is rounded at the size of the start.
+    assert np.allclose(model.read_vector(), start + update, atol=1e-6)
 
 
 def test_the_optimizer_holds_exactly_the_models_parameters(model: AdaptedModel) -> None:

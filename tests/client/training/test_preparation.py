@@ -55,8 +55,8 @@ def test_without_one_unit_the_others_have_the_features_and_losses_they_had(
     everyone, others = (Features(model, part, alone=True) for part in (whole, rest))
     assert everyone._hidden is not None
     assert others._hidden is not None
-    for row, place in enumerate(kept):
-        assert torch.equal(others._hidden[row], everyone._hidden[place])
+    for mine, found in zip(others._hidden.read(np.arange(len(rest))), everyone._hidden.read(kept), strict=True):
+        assert torch.equal(mine, found)
     with torch.no_grad():
         before = everyone.losses(model, everyone.batch(np.arange(len(whole))))[torch.from_numpy(kept)]
         after = others.losses(model, others.batch(np.arange(len(rest))))
