@@ -173,6 +173,7 @@ def _shown(rows: Iterable[Row]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Measure what was not measured yet and print the table; returns 1 where the data are not there."""
     parser = argparse.ArgumentParser(prog="make bench NAME=utility")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(NAMES)}; default: all")
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--data", type=Path, default=DATA, help="folder with medquad/ and sst2/")
@@ -185,6 +186,8 @@ def main(argv: Sequence[str]) -> int:
     done = {(row["data"], row["way"], row["epsilon"], row["seed"]) for row in rows}
     bench = Bench(chosen.data, rows)
     for cell in cells():
+        if chosen.names and cell.data not in chosen.names:
+            continue
         if (cell.data, cell.way, cell.epsilon, cell.seed) not in done:
             rows.append(bench.measure(cell))
             save(chosen.out, rows, "make bench NAME=utility", _PACKAGES, {"tuned": "non-privately, at the first seed"})
