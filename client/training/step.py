@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
 from common.study import Unit
 
+_CACHED_VALUES = 1 << 16
+"""Gradient values converted to float64 at a time: half a megabyte, which stays in a core's cache."""
 _GROUP_VALUES = 1 << 25
 """Gradient values held while the records of several patients are brought together: 128 MB."""
 
@@ -70,45 +72,75 @@ def clipped_sum(
         parts = list(features.micro_batches(group, micro_batch))
         if len(np.unique(units[group])) == len(group):
             for part in parts:
-                found = gradients.rows(features.losses(model, features.batch(part, device)))
+                found = gradients.parts(features.losses(model, features.batch(part, device)))
                 total += clip_by_unit(found, torch.from_numpy(units[part]), clip_norm)
         else:
-            found = torch.cat([gradients.rows(features.losses(model, features.batch(part, device))) for part in parts])
+            several = [gradients.parts(features.losses(model, features.batch(part, device))) for part in parts]
+            found = tuple(torch.cat(same) for same in zip(*several, strict=True))
             total += clip_by_unit(found, torch.from_numpy(units[np.concatenate(parts)]), clip_norm)
     summed: NDArray[np.float64] = total.cpu().numpy()
     return summed
 
 
-def clip_by_unit(gradients: Tensor, units: Tensor, clip_norm: float) -> Tensor:
+def clip_by_unit(gradients: Tensor | Sequence[Tensor], units: Tensor, clip_norm: float) -> Tensor:
     """Sum gradients after clipping each privacy unit's total to an L2 norm.
 
     Guarantee: adding or removing one unit changes the result by at most ``clip_norm`` in L2.
 
-    gradients   (examples, parameters) float32, one row per example
+    gradients   (examples, parameters) float32, one row per example; or its columns in parts, (examples, *shape) each
     units       (examples,) int64, the unit (patient) that owns each row; all rows of a unit must be here
     clip_norm   > 0 and finite
     returns     (parameters,) float64; zeros where there is no example
 
     A unit whose gradient is not finite counts as zero, so it can neither leak nor poison (RULES 13). Norms and sums are
-    in float64, so that rounding adds less than 1e-12 of the clip norm.
+    in float64, so that rounding adds less than 1e-12 of the clip norm; a few columns at a time are converted.
     """
     if not 0.0 < clip_norm < float("inf"):
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "clip_norm must be finite and above 0")
-    owners, place = torch.unique(units, return_inverse=True)
-    rows = gradients.double()
-    if len(owners) < len(units):
-        summed = torch.zeros(len(owners), rows.shape[1], dtype=torch.float64, device=rows.device)
-        rows = summed.index_add_(0, place.to(rows.device), rows)
-    norms = torch.linalg.vector_norm(rows, dim=1)
+    parts = (gradients,) if isinstance(gradients, Tensor) else tuple(gradients)
+    owners, place = torch.unique(units.to(parts[0].device), return_inverse=True)
+    shared = place if len(owners) < len(units) else None
+    found = [torch.linalg.vector_norm(sums, dim=1) for part in parts for _, sums in _unit_sums(part, shared)]
+    norms = torch.linalg.vector_norm(torch.stack(found), dim=0)
     finite = torch.isfinite(norms)
-    if not bool(finite.all()):
-        rows, norms = rows[finite], norms[finite]
-    return torch.mv(rows.T, clip_norm / norms.clamp(min=clip_norm))
+    kept = None if bool(finite.all()) else finite
+    weights = clip_norm / (norms if kept is None else norms[kept]).clamp(min=clip_norm)
+    totals = []
+    for part in parts:
+        total = torch.empty(part.shape[1:].numel(), dtype=torch.float64, device=part.device)
+        for columns, sums in _unit_sums(part, shared):
+            torch.mv((sums if kept is None else sums[kept]).T, weights, out=total[columns])
+        totals.append(total.view(part.mT.shape[1:]).T.flatten() if _is_by_columns(part) else total)
+    return torch.cat(totals)
 
 
 def privacy_units(features: Features, plan: PrivacyPlan) -> NDArray[np.int64]:
     """Return the unit of each record under the plan: the record itself, or the patient that owns it."""
     return features.units if plan.unit is Unit.PATIENT else np.arange(len(features), dtype=np.int64)
+
+
+def _unit_sums(part: Tensor, place: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the sums of each unit's rows, (units, columns) float64, a few columns at a time, as they lie in memory.
+
+    place  (examples,) int64, which unit owns each row of ``part``; None where each row is a unit of its own
+    """
+    flat = (part.mT if _is_by_columns(part) else part).reshape(len(part), part.shape[1:].numel())
+    most = _CACHED_VALUES if part.device.type == "cpu" else _GROUP_VALUES
+    width = min(flat.shape[1], max(1, most // max(1, len(part))))
+    scratch = torch.empty(len(part) * width, dtype=torch.float64, device=part.device)
+    for start in range(0, flat.shape[1], width):
+        columns = slice(start, start + width)
+        values = flat[:, columns]
+        rows = scratch[: values.numel()].view(values.shape).copy_(values)
+        if place is not None:
+            units = int(place.max()) + 1
+            rows = torch.zeros(units, rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, place, rows)
+        yield columns, rows
+
+
+def _is_by_columns(part: Tensor) -> bool:
+    """Whether each example's matrix is laid out by columns, as the rows of a tall weight are."""
+    return part.dim() == 3 and not part.is_contiguous() and part.mT.is_contiguous()
 
 
 def _groups(rows: NDArray[np.int64], units: NDArray[np.int64], dimension: int) -> Iterator[NDArray[np.int64]]:
