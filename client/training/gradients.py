@@ -8,14 +8,15 @@ used: with a plain ``backward()`` it applies gradients that were never clipped.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
+from typing import ClassVar
 
 import torch
 from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from client.training.rows import SAMPLERS, Rows, scaling_rows
 from common import errors
@@ -94,24 +95,35 @@ class PerExampleGradients:
         return tuple(parts)
 
 
+@dataclass(slots=True)
+class _Call:
+    """One call of a layer of ours: what went in, and where the gradient of what came out will be."""
+
+    layer: nn.Module
+    activations: Tensor | None
+    output: GradientEdge
+
+
 class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
     """Opacus' hooks, with lean ones in their place on the layers that are ours; both say in which layer they failed.
 
     own     the watched modules whose type is in SAMPLERS
     theirs  the other ones, which Opacus watches with full backward hooks
 
-    A lean hook remembers a call's input and asks the output for its gradient. Where every watched layer has one,
-    autograd is asked for the gradients of the first watched outputs only: it then computes none of the summed weight
-    gradients, which nobody reads.
+    A lean hook remembers a call's input and asks the output's node for its gradient. Where every watched layer has one,
+    autograd is sent to the lowest watched outputs and no further: it computes none of the summed weight gradients,
+    which nobody reads.
     """
 
     # Ours alone: Opacus' own registry is shared by the whole process and stays as it is.
-    GRAD_SAMPLERS = {**GradSampleHooks.GRAD_SAMPLERS, **SAMPLERS}
+    GRAD_SAMPLERS: ClassVar[dict[type[nn.Module], Callable[..., Rows]]] = {**GradSampleHooks.GRAD_SAMPLERS, **SAMPLERS}
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {module: name for name, module in model.named_modules()}
         self.own: list[nn.Module] = []
         self.theirs: list[nn.Module] = []
+        self._order: list[nn.Module] = []
+        self._lowest: list[int] = []
         self._forget()
         super().__init__(model, batch_first=True, loss_reduction="sum", strict=True)
         for module in self.own:
@@ -137,12 +149,17 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
                     # The hooked module is the first one to see a gradient, since its input is frozen: that is meant.
                     warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
                     losses.sum().backward()  # type: ignore[no-untyped-call]
-            elif self._firsts:
-                torch.autograd.grad(losses.sum(), self._firsts, allow_unused=True)
-            for module in self._waiting.elements():
-                raise _refusal(f"{self._where(module)} was called, and the loss does not depend on it")
-            if self.theirs:
                 self._add_theirs()
+            elif self._calls:
+                last = [self._calls[index] for index in self._lowest_calls()]
+                # Autograd hands over these gradients and does not run their nodes, so no hook was called for them.
+                found = torch.autograd.grad(losses.sum(), [call.output for call in last], allow_unused=True)
+                for call, gradient in zip(last, found, strict=True):
+                    if gradient is not None:
+                        self._take(call, gradient)
+            for call in self._calls:
+                if call.activations is not None:
+                    raise _refusal(f"{self._where(call.layer)} was called, and the loss does not depend on it")
             return self._rows
         finally:
             self._forget()
@@ -156,29 +173,35 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
 
     def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """Remember one call of one of our layers, and be told the gradient of what it put out."""
-        if not (output.requires_grad and torch.is_grad_enabled()):
+        if not output.requires_grad:
             return
         if len(inputs) != 1:
             raise _refusal(f"{self._where(module)} has no gradient per example: it is called with named inputs")
-        held = [inputs[0].detach()]
-        if not inputs[0].requires_grad:
-            self._firsts.append(get_gradient_edge(output))
-        self._waiting[module] += 1
+        edge = get_gradient_edge(output)
+        call = _Call(module, inputs[0].detach(), edge)
+        self._calls.append(call)
 
-        def take(gradient: Tensor) -> None:
-            # Popped, so that the graph does not hold activations after they were used.
-            self._take(module, held.pop(), gradient)
+        def take(gradients: tuple[Tensor, ...]) -> None:
+            self._take(call, gradients[edge.output_nr])
 
-        output.register_hook(take)  # type: ignore[no-untyped-call]
+        edge.node.register_prehook(take)
 
-    def _take(self, module: nn.Module, activations: Tensor, gradient: Tensor) -> None:
-        self._waiting[module] -= 1
+    def _take(self, call: _Call, gradient: Tensor) -> None:
+        # Dropped here, so that the graph does not hold activations after they were used.
+        activations, call.activations = call.activations, None
         try:
-            found: Rows = self.GRAD_SAMPLERS[type(module)](module, [activations], gradient)
+            found: Rows = self.GRAD_SAMPLERS[type(call.layer)](call.layer, [activations], gradient)
         except Exception as error:
-            raise self._failure(module, error) from error
+            raise self._failure(call.layer, error) from error
         for parameter, rows in found.items():
             self._add(parameter, rows)
+
+    def _lowest_calls(self) -> list[int]:
+        """Return which calls have no other one beneath them; found once, as models do the same in every step."""
+        order = [call.layer for call in self._calls]
+        if order != self._order:
+            self._order, self._lowest = order, _lowest([call.output.node for call in self._calls])
+        return self._lowest
 
     def _add_theirs(self) -> None:
         for parameter in self._module.parameters():
@@ -198,8 +221,7 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
 
     def _forget(self) -> None:
         self._rows: Rows = {}
-        self._firsts: list[GradientEdge] = []
-        self._waiting: Counter[nn.Module] = Counter()
+        self._calls: list[_Call] = []
         self._examples = 0
 
     def _failure(self, module: nn.Module, error: Exception) -> ConsiliumError:
@@ -209,6 +231,26 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
 
     def _where(self, module: nn.Module) -> str:
         return f"{self._names[module] or 'the model'} ({type(module).__name__})"
+
+
+def _lowest(nodes: Sequence[Node]) -> list[int]:
+    """Return which of some nodes of an autograd graph have none of the others beneath them."""
+    places = {node: place for place, node in enumerate(nodes)}
+    holds: dict[Node, bool] = {}
+    lowest = []
+    stack = [(node, False) for node in nodes]
+    while stack:
+        node, children_done = stack.pop()
+        children = [child for child, _ in node.next_functions if child is not None]
+        if children_done:
+            beneath = any(holds[child] for child in children)
+            if node in places and not beneath:
+                lowest.append(places[node])
+            holds[node] = beneath or node in places
+        elif node not in holds:
+            holds[node] = False
+            stack += [(node, True), *((child, False) for child in children)]
+    return lowest
 
 
 def _clear(model: nn.Module) -> None:
