@@ -14,6 +14,7 @@ from common import errors
 from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
 from common.messages import OPERATOR, Envelope, Sealed, Stage, seal
+from common.payloads import LEDGER_BYTES, LEDGER_PART
 from common.study import Study
 
 NONCE_BYTES = 32
@@ -55,6 +56,7 @@ class Egress:
 
     dimension   length of the study's vector
     cells       number of evaluation counts
+    witness     returns where the ledger ends, sealed for the operator to keep
     write       called with each entry before its bytes are handed over
     """
 
@@ -66,11 +68,12 @@ class Egress:
         *,
         dimension: int,
         cells: int,
+        witness: Callable[[], bytes],
         write: Callable[[EgressEntry], None],
     ) -> None:
         self._identity = identity
         self._site = site
-        self._write = write
+        self._witness, self._write = witness, write
         self._number = 0
         overhead = _PER_PEER_BYTES * (len(study.roster) + 4)
         # The rotation pads to a power of two at most, and a masked coordinate takes at most eight bytes.
@@ -84,13 +87,20 @@ class Egress:
         self._limits[Stage.IDENTIFY] = {"nonce": NONCE_BYTES}
 
     def release(self, request: Envelope, parts: Mapping[str, bytes]) -> Sealed:
-        """Let the reply to a verified request leave, signed and written down; raises CSL-601 and lets nothing out."""
+        """Let the reply to a verified request leave, signed and written down; raises CSL-601 and lets nothing out.
+
+        Where the ledger ends goes with every reply (RULES 18).
+        """
         limits = self._limits[request.stage]
         if request.sender != OPERATOR or parts.keys() != limits.keys():
             raise ConsiliumError(errors.EGRESS_REFUSED, f"{request.stage.value}: parts {sorted(parts)}")
         for name, part in parts.items():
             if len(part) > limits[name]:
                 raise ConsiliumError(errors.EGRESS_REFUSED, f"{request.stage.value}: {name} has {len(part)} bytes")
+        head = self._witness()
+        if len(head) != LEDGER_BYTES:
+            raise ConsiliumError(errors.EGRESS_REFUSED, f"the ledger's head has {len(head)} bytes")
+        whole = {**parts, LEDGER_PART: head}
         reply = seal(
             Envelope(
                 study=request.study,
@@ -99,7 +109,7 @@ class Egress:
                 attempt=request.attempt,
                 sender=self._site,
                 recipient=OPERATOR,
-                parts=parts,
+                parts=whole,
             ),
             self._identity,
         )
@@ -111,7 +121,7 @@ class Egress:
                 stage=request.stage,
                 instance=request.instance,
                 attempt=request.attempt,
-                part_bytes={name: len(part) for name, part in parts.items()},
+                part_bytes={name: len(part) for name, part in whole.items()},
                 total_bytes=reply.size,
                 sha256=hashlib.sha256(reply.header + reply.signature).hexdigest(),
                 guarantee=_GUARANTEES[request.stage],

@@ -3,6 +3,10 @@
 Each evaluated unit has a total weight of one, however many records it owns, so that one unit changes the cells
 (weight, correct weight) by at most (1, 1). Cells are integers at a public fixed-point scale, and each site adds
 discrete Gaussian noise of its own before they enter the secure sum.
+
+A prediction is a step function. The low bits of a batched product depend on the batch's shape, so a server that sends a
+vector with all labels nearly tied could let one record more or less turn the predictions of many. What is released is
+therefore computed record by record.
 """
 
 from __future__ import annotations
@@ -27,11 +31,14 @@ _TWO_SIDED_95 = 1.959963984540054
 
 
 @torch.no_grad()
-def predict(model: AdaptedModel, features: Features) -> NDArray[np.int64]:
-    """Return the predicted class of each record, (n,) int64, in the order of ``features``."""
+def predict(model: AdaptedModel, features: Features, *, alone: bool = False) -> NDArray[np.int64]:
+    """Return the predicted class of each record, (n,) int64, in the order of ``features``.
+
+    alone  compute each record by itself, for whatever is released; its prefix too, if ``features`` were made so
+    """
     predicted = np.zeros(len(features), dtype=np.int64)
     device = device_of(model)
-    for rows in features.micro_batches(np.arange(len(features)), _BATCH):
+    for rows in features.micro_batches(np.arange(len(features)), 1 if alone else _BATCH):
         logits = features.logits(model, features.batch(rows, device))
         predicted[rows] = logits.argmax(dim=1).cpu().numpy()
     return predicted

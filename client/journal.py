@@ -13,10 +13,11 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
+from client.sqlite_faults import FileFaults
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
@@ -182,20 +183,9 @@ class SqliteJournal:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    @contextmanager
-    def _coded(self) -> Iterator[None]:
+    def _coded(self) -> AbstractContextManager[None]:
         """Turn what SQLite and the file system say into coded errors."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            # Extended codes carry the primary one in their lowest byte.
-            primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-            fault = _FAULTS.get(primary, errors.JOURNAL_DAMAGED)
-            raise ConsiliumError(fault, f"{self._path}: {error}") from error
-        except UnicodeDecodeError as error:
-            raise self._damaged("a text was changed") from error
-        except (OSError, OverflowError) as error:
-            raise ConsiliumError(errors.JOURNAL_UNWRITABLE, f"{self._path}: {error}") from error
+        return _FAULTS.coded(self._path)
 
 
 class _Replies(Mapping[bytes, bytes]):
@@ -243,21 +233,4 @@ def _sha256(row: tuple[object, ...]) -> bytes:
     return digest.digest()
 
 
-_FAULTS: Mapping[int, errors.Fault] = {
-    sqlite3.SQLITE_BUSY: errors.JOURNAL_LOCKED,
-    sqlite3.SQLITE_LOCKED: errors.JOURNAL_LOCKED,
-    **dict.fromkeys(
-        (
-            sqlite3.SQLITE_FULL,
-            sqlite3.SQLITE_IOERR,
-            sqlite3.SQLITE_CANTOPEN,
-            sqlite3.SQLITE_READONLY,
-            sqlite3.SQLITE_PERM,
-            sqlite3.SQLITE_NOMEM,
-            sqlite3.SQLITE_TOOBIG,
-            sqlite3.SQLITE_MISUSE,
-        ),
-        errors.JOURNAL_UNWRITABLE,
-    ),
-}
-"""What an SQLite code means here; every other one says that the file is not what was written."""
+_FAULTS = FileFaults(errors.JOURNAL_LOCKED, errors.JOURNAL_UNWRITABLE, errors.JOURNAL_DAMAGED)

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 
 from client.egress import NONCE_BYTES, Egress, EgressEntry
 from client.ledger import ChargeKey, Ledger
+from client.ledger.witness import Witness
 from common import errors
 from common.agreement import Agreement
 from common.errors import ConsiliumError
 from common.identity import Identity, SiteId, parse_public_key
 from common.link.records import from_records, to_records
 from common.messages import ANYONE, OPERATOR, Envelope, Sealed, Stage, unseal
-from common.payloads import count_encoding, input_digest, parse_round, parse_vector, vector_encoding
+from common.payloads import LEDGER_PART, count_encoding, input_digest, parse_round, parse_vector, vector_encoding
 from common.privacy.plan import PrivacyPlan
 from common.secagg import Encoding, SiteSession, Ticket
 from common.secagg.journal import Journal
@@ -70,6 +71,7 @@ class Site:
     agreement   the verified study with its approvals
     verified    peers whose fingerprints this site compared out of band (RULES 3)
     entropy     source of keys and shares; the operating system's, except in simulations
+    ledger      commits the study to the account here and now; every reply carries where its chain ends (RULES 18)
     account     the patient population that the ledger charges
     journal     what the secure sums must not forget over a restart (RULES 5); in memory where None
     """
@@ -95,8 +97,9 @@ class Site:
         self.log = SiteLog()
         self._study, self._digest = study, agreement.digest
         self._operator_key = parse_public_key(study.operator)
-        self._plan = PrivacyPlan.for_site(study, site)
         self._workload, self._ledger, self._account, self._clock = workload, ledger, account, clock
+        ledger.join(account, agreement.digest, PrivacyPlan.for_site(study, site))
+        self._witness = Witness(identity, entropy)
         self._vectors = vector_encoding(study, workload.dimension)
         self._counts = count_encoding(study)
         self._egress = Egress(
@@ -105,6 +108,7 @@ class Site:
             identity,
             dimension=workload.dimension,
             cells=self._counts.dimension,
+            witness=lambda: self._witness.seal(ledger.head()),
             write=self.log.egress.append,
         )
         self._session = SiteSession.for_study(
@@ -113,7 +117,7 @@ class Site:
         self._replies: OrderedDict[bytes, Sealed] = OrderedDict()
         self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {
             Stage.IDENTIFY: self._identify,
-            Stage.KEYS: lambda request: self._protocol(self._session.hello, request),
+            Stage.KEYS: self._keys,
             Stage.PREPARE: lambda request: self._protocol(self._session.prepare, request),
             Stage.ACKNOWLEDGE: lambda request: self._protocol(self._session.acknowledge, request),
             Stage.FIT: self._fit,
@@ -166,6 +170,12 @@ class Site:
             raise ConsiliumError(errors.MESSAGE_MALFORMED, "a nonce has 32 bytes")
         return {"nonce": nonce}
 
+    def _keys(self, request: Envelope) -> Mapping[str, bytes]:
+        """Open an epoch, unless the operator holds a sign that this site's ledger was put back (RULES 18)."""
+        if (shown := request.parts.get(LEDGER_PART)) is not None:
+            self._ledger.vouch(self._witness.open(shown))
+        return self._protocol(self._session.hello, request)
+
     def _protocol(self, step: Callable[[bytes], bytes], request: Envelope) -> Mapping[str, bytes]:
         with self.log.watch.timed("secagg"):
             return {"secagg": step(_part(request, "secagg"))}
@@ -216,7 +226,7 @@ class Site:
             input_digest=digest,
             cohort=ticket.cohort,
         )
-        self._ledger.charge(key, self._plan)
+        self._ledger.charge(key)
 
 
 def _part(request: Envelope, name: str) -> bytes:

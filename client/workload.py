@@ -12,7 +12,9 @@ from client.evaluation import noised_cells, predict
 from client.training.features import Features
 from client.training.loop import train_privately
 from client.training.noise import NoiseSource
+from common import errors
 from common.adapters import AdaptedModel, Vector
+from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.plan import PrivacyPlan, cell_bound
 from common.study import Study
@@ -23,8 +25,10 @@ class TextWorkload:
 
     model     the study's model; several simulated sites may share one, since each call writes the vector first
     training  features of the records to train on
-    testing   features of the records to evaluate on
+    testing   features of the records to evaluate on, each computed alone
     noise     the source of sampling and noise
+
+    Raises CSL-330 for test records whose prefix was computed in batches: see :mod:`client.evaluation`.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class TextWorkload:
         testing: Features,
         noise: NoiseSource,
     ) -> None:
+        if not testing.is_each_alone:
+            raise ConsiliumError(errors.PREFLIGHT_REFUSED, "the prefix of the test records was computed in batches")
         self._study, self._model, self._noise = study, model, noise
         self._training, self._testing = training, testing
         self._plan = PrivacyPlan.for_site(study, site)
@@ -61,7 +67,9 @@ class TextWorkload:
 
     def evaluate(self, vector: Vector) -> NDArray[np.int64]:
         """Return the noised cells (weight, correct weight), (2,) int64, clamped to their public bound."""
-        cells = noised_cells(self.predict(vector), self._testing, self._plan, self._noise)
+        self._model.write_vector(vector)
+        predicted = predict(self._model, self._testing, alone=True)
+        cells = noised_cells(predicted, self._testing, self._plan, self._noise)
         return np.clip(cells, -self._bound, self._bound)
 
     def predict(self, vector: Vector) -> NDArray[np.int64]:

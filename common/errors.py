@@ -81,6 +81,20 @@ PRIVACY_EXCEEDED = Fault(
     "CSL-203", "privacy", "the study spends more than it states", "sign it with the epsilon recomputed here"
 )
 LEDGER_SPENT = Fault("CSL-204", "ledger", "budget spent", "end here, or open a new account for a new population")
+LEDGER_DAMAGED = Fault(
+    "CSL-211", "ledger", "the ledger is not what was written", "keep the files; run consilium-client ledger recover"
+)
+LEDGER_BEHIND = Fault(
+    "CSL-212", "ledger", "the ledger is older than what was written or signed", "run consilium-client ledger recover"
+)
+LEDGER_LOCKED = Fault("CSL-213", "ledger", "another process is writing in the ledger", "try again, or stop the other")
+LEDGER_UNWRITABLE = Fault(
+    "CSL-214", "ledger", "the ledger or its anchor cannot be written", "free space and check who may write there"
+)
+LEDGER_ACCOUNT = Fault(
+    "CSL-215", "ledger", "the account does not allow this", "name the account that fits, or open one for its population"
+)
+LEDGER_FOREIGN = Fault("CSL-216", "ledger", "the ledger has a schema that is not known here", "upgrade this software")
 NOISE_FAULT = Fault("CSL-206", "privacy", "the noise source failed", "do not train on this machine; report it")
 
 # 3xx  backbone, adapters, tasks, preflight -------------------------------------------------------------------------

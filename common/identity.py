@@ -11,7 +11,9 @@ from enum import StrEnum
 from typing import NewType
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from common import errors
 from common.errors import ConsiliumError
@@ -66,6 +68,12 @@ class Identity:
     def sign(self, domain: Domain, payload: bytes) -> Signature:
         """Sign ``payload`` for one purpose; 64 bytes."""
         return Signature(self._private.sign(_signed_bytes(domain, payload)))
+
+    def derive_key(self, purpose: str) -> bytes:
+        """Return 32 bytes that only the holder of the private key can make, different for each purpose [RFC 5869]."""
+        return HKDF(hashes.SHA256(), 32, salt=b"consilium/v1/derived", info=purpose.encode()).derive(
+            self._private.private_bytes_raw()
+        )
 
     def __repr__(self) -> str:
         return f"Identity({fingerprint(self.public_key)})"

@@ -15,6 +15,10 @@ from common.privacy.plan import cell_bound
 from common.secagg import Encoding
 from common.study import Study
 
+LEDGER_PART = "ledger"
+"""The part of an envelope that says where a site's ledger ended: sealed by the site, kept for it by the operator."""
+LEDGER_BYTES = 72
+
 
 def dump_vector(vector: NDArray[np.float32]) -> bytes:
     """Return a vector's bytes: little-endian float32, in the adapter's order."""

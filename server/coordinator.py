@@ -20,7 +20,15 @@ from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
 from common.link.records import from_records, to_records
 from common.messages import ANYONE, OPERATOR, Envelope, Stage, peek_sender, seal, unseal
-from common.payloads import count_encoding, dump_round, dump_vector, input_digest, vector_encoding
+from common.payloads import (
+    LEDGER_BYTES,
+    LEDGER_PART,
+    count_encoding,
+    dump_round,
+    dump_vector,
+    input_digest,
+    vector_encoding,
+)
 from common.secagg import Encoding, Phase, ServerSession, Sum
 from common.stopwatch import Stopwatch
 from server.aggregation import Vector, server_optimizer
@@ -105,6 +113,7 @@ class Coordinator:
         self._counts = count_encoding(self._study)
         self._optimizer = server_optimizer(self._study.training)
         self._nodes: dict[SiteId, int] = {}
+        self._witnessed: dict[SiteId, bytes] = {}
         self._session: ServerSession | None = None
         self._instance = 0
         self._attempt = 0
@@ -205,7 +214,8 @@ class Coordinator:
         with self.watch.timed("secagg"):
             requests = session.requests()
         envelopes = {
-            self._nodes[site]: self._envelope(stage, site, {"secagg": raw, **parts}) for site, raw in requests.items()
+            self._nodes[site]: self._envelope(stage, site, {"secagg": raw, **parts, **self._witness(stage, site)})
+            for site, raw in requests.items()
         }
         replies = self._send(grid, envelopes)
         with self.watch.timed("secagg"):
@@ -217,6 +227,11 @@ class Coordinator:
                     if not error.code.startswith("CSL-4"):
                         raise
             session.advance()
+
+    def _witness(self, stage: Stage, site: SiteId) -> dict[str, bytes]:
+        """Return where the site's ledger last ended, for it to check as an epoch opens (RULES 18)."""
+        known = self._witnessed.get(site) if stage is Stage.KEYS else None
+        return {} if known is None else {LEDGER_PART: known}
 
     def _envelope(self, stage: Stage, recipient: str, parts: Mapping[str, bytes]) -> Envelope:
         return Envelope(self._digest, stage, self._instance, self._attempt, OPERATOR, recipient, parts)
@@ -258,4 +273,8 @@ class Coordinator:
         )
         if (reply.instance, reply.attempt) != (request.instance, request.attempt):
             raise ConsiliumError(errors.MESSAGE_MISBOUND, "another instance")
+        # Who answers first after a start has shown nothing yet: what it showed before must not be overwritten by it.
+        head = reply.parts.get(LEDGER_PART, b"")
+        if request.stage is not Stage.IDENTIFY and len(head) == LEDGER_BYTES:
+            self._witnessed[SiteId(sender)] = head
         return reply

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from common.agreement import Agreement, Approval, SignedStudy, approve, sign, verify_agreement
 from common.identity import Identity, SiteId
 from common.privacy.accounting import calibrate_noise
+from common.privacy.concerns import concerns
 from common.secagg import Terms
 from common.study import Aggregation, BackboneManifest, Kind, Member, Privacy, Study, Training
 from simulations.engines import EntropySource
@@ -115,7 +116,41 @@ def author(
     stream: str,
     now: datetime | None = None,
 ) -> Authored:
-    """Write the Study, sign it as its operator and approve it as each site.
+    """Write the Study as :func:`draft` does, sign it as its operator and approve it as each site."""
+    study = draft(
+        scenario,
+        manifest=manifest,
+        units=units,
+        dimension=dimension,
+        privacy=privacy,
+        consortium=consortium,
+        stream=stream,
+        now=now,
+    )
+    return sign_and_approve(study, consortium)
+
+
+def sign_and_approve(study: Study, consortium: Consortium) -> Authored:
+    """Sign a Study as its operator and approve it as each site."""
+    signed = sign(study, consortium.operator)
+    key = consortium.operator.public_key
+    approvals = tuple(approve(signed, site, identity, key) for site, identity in sorted(consortium.sites.items()))
+    agreement = verify_agreement(signed, approvals, key, now=datetime.now(UTC), kind=Kind.SIMULATION)
+    return Authored(signed, approvals, agreement)
+
+
+def draft(
+    scenario: Scenario,
+    *,
+    manifest: BackboneManifest,
+    units: Mapping[SiteId, int],
+    dimension: int,
+    privacy: Privacy,
+    consortium: Consortium,
+    stream: str,
+    now: datetime | None = None,
+) -> Study:
+    """Write the Study, so that it can be judged before anyone signs it; raises CSL-404 where no sum could be opened.
 
     units      each site's number of units, which leaves this function only as a band
     dimension  length of the vector
@@ -157,10 +192,16 @@ def author(
     # Through TOML-shaped fields once more, so that every check of an authored file holds for it too.
     study = Study.from_canonical(study.canonical())
     _check_feasible(study)
-    signed = sign(study, consortium.operator)
-    key = consortium.operator.public_key
-    approvals = tuple(approve(signed, site, identity, key) for site, identity in sorted(consortium.sites.items()))
-    return Authored(signed, approvals, verify_agreement(signed, approvals, key, now=moment, kind=Kind.SIMULATION))
+    return study
+
+
+def foreseen(study: Study, tested: Mapping[SiteId, int]) -> tuple[str, ...]:
+    """Return what people should hear before the study is signed, one sentence or more each.
+
+    tested  each site's number of test units: a simulator knows them, an operator of a real study guesses
+    """
+    share = sum(tested.values()) / sum(member.band for member in study.roster)
+    return tuple(str(concern) for concern in concerns(study, tested_share=share))
 
 
 def _check_feasible(study: Study) -> None:

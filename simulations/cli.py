@@ -10,8 +10,6 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,12 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from common import errors
+from common.console import coded_errors
 from common.errors import ConsiliumError
 from simulations.metrics import Metrics
 from simulations.progress import RichProgress
 from simulations.scenario import Baseline, Scenario, load, locate, shipped
 
-BAD_INPUT = 2
 app = typer.Typer(
     name="consilium-sim",
     help="Simulate a federated, private study on one machine: from a scenario file to a report.",
@@ -60,7 +58,7 @@ def run(
     engine: Annotated[Engine, typer.Option(help="how the sites are run")] = Engine.INLINE,  # noqa: ARG001  one so far
 ) -> None:
     """Run a study and write its report."""
-    with _coded_errors():
+    with coded_errors():
         chosen = load(locate(scenario), full=full)
         if seed is not None:
             chosen = chosen.model_copy(update={"seed": seed})
@@ -161,13 +159,3 @@ def _check_writable(out: Path) -> None:
     nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{nearest} is not a folder that can be written")
-
-
-@contextmanager
-def _coded_errors() -> Iterator[None]:
-    """End with one red line and exit code 2 where the input was at fault; everything else may trace."""
-    try:
-        yield
-    except ConsiliumError as error:
-        Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
-        raise typer.Exit(BAD_INPUT) from None

@@ -2,6 +2,9 @@
 
 A unit, and a group where one is named, is on one side of the split only, at all sites together: a disease that one
 hospital trains on is never in another's test records. Nothing here depends on the order in which a query returns rows.
+
+Dividing looks at all sites' records together, as only a simulator can: the division belongs to the experiment's set-up,
+and the guarantee is for units within it. No hospital's own records are divided here (RULES 12).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from client.training.noise import discrete_gaussian_from, gaussian_from, uniform_from
+from client.training.discrete import discrete_gaussian_from
+from client.training.noise import gaussian_from, uniform_from
 
 
 class SeededNoise:

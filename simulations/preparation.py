@@ -20,7 +20,7 @@ from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.stopwatch import Stopwatch
-from common.study import BackboneManifest
+from common.study import BackboneManifest, Unit
 from common.tasks import Task, task_for
 from simulations.cohort import load_sites
 from simulations.progress import Progress
@@ -31,12 +31,14 @@ from simulations.scenario import KNOWN_PACKAGE, BackboneChoice, Scenario
 class Prepared:
     """A scenario's data and model, ready for any arm.
 
+    unit     whose presence the study hides
     model    one model for all sites: each call writes the vector it works on
     start    the vector before training: fresh adapter, head from the label texts where there are any
     stream   64 hex digits of public randomness, from the scenario's seed
     """
 
     sites: tuple[SiteData, ...]
+    unit: Unit
     backbone: Backbone
     task: Task
     model: AdaptedModel
@@ -48,8 +50,16 @@ class Prepared:
 
     @property
     def units(self) -> dict[SiteId, int]:
-        """Each site's number of training units, at least 1."""
-        return {site.site: max(1, len(np.unique(site.train.units))) for site in self.sites}
+        """Each site's number of training units, patients or records as the study says, at least 1."""
+        return {site.site: max(1, self._count(site.train)) for site in self.sites}
+
+    @property
+    def tested_units(self) -> dict[SiteId, int]:
+        """Each site's number of test units."""
+        return {site.site: self._count(site.test) for site in self.sites}
+
+    def _count(self, examples: Examples) -> int:
+        return len(np.unique(examples.units)) if self.unit is Unit.PATIENT else len(examples)
 
 
 def prepare(
@@ -77,18 +87,21 @@ def prepare(
     start = model.read_vector()
     progress.phase("frozen prefix", 3 * len(sites))
 
-    def features(of: Callable[[SiteData], Examples], kept: Precision = Precision.FULL) -> dict[SiteId, Features]:
+    def features(
+        of: Callable[[SiteData], Examples], kept: Precision = Precision.FULL, *, alone: bool = False
+    ) -> dict[SiteId, Features]:
         made = {}
         for site in sites:
             examples = of(site)
             with watch.timed("features"):
                 encoded = task.encode(examples.texts, examples.labels, examples.units)
-                made[site.site] = Features(model, encoded, precision=kept)
+                made[site.site] = Features(model, encoded, precision=kept, alone=alone)
             progress.advance()
         return made
 
     return Prepared(
         sites=sites,
+        unit=scenario.privacy.unit,
         backbone=backbone,
         task=task,
         model=model,
@@ -96,7 +109,7 @@ def prepare(
         stream=stream,
         training=features(lambda site: site.train, precision),
         validation=features(lambda site: site.validation),
-        testing=features(lambda site: site.test),
+        testing=features(lambda site: site.test, alone=True),
     )
 
 

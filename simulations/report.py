@@ -205,13 +205,16 @@ def _arms_figure(metrics: Metrics) -> Markup | None:
                 if (alone := site.accuracy_local_only_on_pooled) is not None
             ]
         rows.append(Row(arm.name, tuple(marks), percent(arm.accuracy)))
+    beside = ""
     if metrics.released is not None:
         told = metrics.released
-        mark = Mark("released", told.accuracy, f"released: {percent(told.accuracy)}", told.low, told.high)
+        beside = f", interval {_interval((told.low, told.high))}"
+        hint = f"released: {percent(told.accuracy)}{beside}"
+        mark = Mark("released", told.accuracy, hint, told.low, told.high)
         rows.append(Row("As released, with noise", (mark,), percent(told.accuracy)))
     if len(rows) < 2:
         return None
-    said = "; ".join(f"{row.name}: {row.aside}" for row in rows)
+    said = "; ".join(f"{row.name}: {row.aside}" for row in rows) + beside
     label = "Accuracy on the pooled test records, by way of training"
     return _both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, guide="federated"))
 

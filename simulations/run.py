@@ -6,6 +6,7 @@ the sites' own records, because a simulator may read them; a real operator sees 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from common.errors import ConsiliumError
 from common.stopwatch import Stopwatch
 from server.release import write_release
 from simulations import metrics
-from simulations.authoring import Consortium, author, privacy_of
+from simulations.authoring import Consortium, draft, foreseen, privacy_of, sign_and_approve
 from simulations.comparison import FEDERATED, Compared, Comparison
 from simulations.engines import EntropySource
 from simulations.federation import federate, noise_of
@@ -61,14 +62,9 @@ def run_scenario(
             precision = fastest_precision() if noise_seed is None else Precision.FULL
             prepared = prepare(scenario, data_dir, resolve_device(device), progress, watch, precision=precision)
             progress.note(check(prepared.model, prepared.task).summary())
-        comparison = Comparison(scenario, prepared, privacy, progress, noise_of(entropy, "arms"))
-        arms = [arm.value for arm in Baseline if arm in baselines and arm is not Baseline.MAJORITY]
-        with watch.timed("tuning"):
-            settings, tuning = comparison.tune([FEDERATED, *arms])
-        scenario = scenario.model_copy(update={"training": settings[FEDERATED]})
         consortium = Consortium.draw(tuple(prepared.units), entropy)
-        authored = author(
-            scenario,
+        write = partial(
+            draft,
             manifest=prepared.backbone.manifest,
             units=prepared.units,
             dimension=prepared.model.dimension,
@@ -76,6 +72,15 @@ def run_scenario(
             consortium=consortium,
             stream=prepared.stream,
         )
+        concerns = foreseen(write(scenario), prepared.tested_units)
+        for concern in concerns:
+            progress.note(concern)
+        comparison = Comparison(scenario, prepared, privacy, progress, noise_of(entropy, "arms"))
+        arms = [arm.value for arm in Baseline if arm in baselines and arm is not Baseline.MAJORITY]
+        with watch.timed("tuning"):
+            settings, tuning = comparison.tune([FEDERATED, *arms])
+        scenario = scenario.model_copy(update={"training": settings[FEDERATED]})
+        authored = sign_and_approve(write(scenario), consortium)
         federation = federate(prepared, authored, consortium, entropy, progress)
         with watch.timed("baselines"):
             compared: dict[str, Compared] = {}
@@ -91,7 +96,9 @@ def run_scenario(
         majority,
         tuning,
         watch,
-        Conditions(resolve_device(device), torch.get_num_threads(), command, private=noise_seed is None),
+        Conditions(
+            resolve_device(device), torch.get_num_threads(), command, private=noise_seed is None, concerns=concerns
+        ),
     )
     make_folder(out)
     prepared.model.write_vector(federation.vector)

@@ -30,12 +30,16 @@ _SOFTWARE = ("consilium", "flwr", "torch", "opacus", "transformers", "peft", "cr
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """How a run was made, for whoever repeats it."""
+    """How a run was made, for whoever repeats it.
+
+    concerns  what was said of the study before it was signed
+    """
 
     device: str
     threads: int
     command: str
     private: bool
+    concerns: tuple[str, ...] = ()
 
 
 def summarise(
@@ -59,6 +63,7 @@ def summarise(
         rounds=study.training.rounds,
         warnings=(
             *m.standing_warnings(private=conditions.private, synthetic=scenario.synthetic, tuned=tuning is not None),
+            *conditions.concerns,
             *filter(None, (federation.coordinator.outcome.not_evaluated,)),
         ),
         pooled=m.Score(accuracy=pooled.accuracy, macro_f1=pooled.macro_f1, examples=pooled.examples),

@@ -19,12 +19,25 @@ from common import errors
 from common.errors import ConsiliumError
 from common.privacy.accounting import discrete_slack
 from common.privacy.plan import PrivacyPlan
+from common.study import Unit
 
 SHOWN_GROUPS = (1, 2, 10)
 """Numbers of records for which a record-level statement prints the guarantee."""
+NAMELESS_EPSILON = 20.0
+"""Above this epsilon the odds may change by more than 4e8: a guarantee in name."""
 MOST_RECORDS = 1000
 _GRID_PER_RECORD = 5e-3
 """Grid of the losses over the number of records; losses are rounded up, which costs about one part in a hundred."""
+
+
+def epsilon_for_person(plan: PrivacyPlan, records: int) -> float:
+    """Return an upper bound of epsilon, at the plan's delta, for a person with so many records at one site.
+
+    Under a patient-level plan it is the plan's own, however many records there are: all of them are one unit. Under a
+    record-level plan it is that of the records as a group. Raises CSL-201 for a number of records out of range.
+    """
+    _check_records(records)
+    return plan.epsilon() if plan.unit is Unit.PATIENT else epsilon_for_group(plan, records)
 
 
 @lru_cache(maxsize=256)
@@ -36,8 +49,7 @@ def epsilon_for_group(plan: PrivacyPlan, records: int) -> float:
     The result is infinite where the accountant finds no finite bound: that many records are not protected. Raises
     CSL-201 for a number out of range.
     """
-    if not 1 <= records <= MOST_RECORDS:
-        raise ConsiliumError(errors.PRIVACY_PARAMETER, f"records is {records}, not within [1, {MOST_RECORDS}]")
+    _check_records(records)
     own = plan.epsilon()
     if records == 1:
         return own
@@ -64,6 +76,11 @@ def group_step(plan: PrivacyPlan, records: int) -> dp_accounting.DpEvent:
     return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
         plan.noise_multiplier, [float(count) for count in counts], chances
     )
+
+
+def _check_records(records: int) -> None:
+    if not 1 <= records <= MOST_RECORDS:
+        raise ConsiliumError(errors.PRIVACY_PARAMETER, f"records is {records}, not within [1, {MOST_RECORDS}]")
 
 
 def _log_binomial(trials: int, count: int, rate: float) -> float:

@@ -138,3 +138,30 @@ def cell_bound(study: Study) -> int:
     largest = max(member.band for member in study.roster)
     deviation = study.evaluation.noise_multiplier * EVALUATION_SENSITIVITY
     return math.ceil(2 * largest * EVALUATION_SCALE + 12.0 * deviation)
+
+
+TESTED_SHARE = 0.1
+"""Part of each site's public band that is supposed to be tested where nobody knows better."""
+_TWO_SIDED_95 = 1.96
+
+
+def expected_half_width(study: Study, tested_share: float = TESTED_SHARE) -> float:
+    """Return half the 95 % interval that noise alone puts around a released accuracy, at most 1.
+
+    tested_share  units tested over the sum of the public bands, in (0, 1]
+
+    The noise of both cells counts in full, as at an accuracy of 1. Computed from public values before anyone signs: a
+    figure that would drown says so then (RULES 9).
+    """
+    tested = tested_share * sum(member.band for member in study.roster)
+    return min(1.0, _half_width_times_tested(study) / tested)
+
+
+def units_to_test(study: Study, half_width: float) -> int:
+    """Return how many units all sites together must test for the noise to widen an interval by ``half_width`` only."""
+    return math.ceil(round(_half_width_times_tested(study) / half_width, 6))
+
+
+def _half_width_times_tested(study: Study) -> float:
+    deviation = study.evaluation.noise_multiplier * EVALUATION_SENSITIVITY / EVALUATION_SCALE
+    return _TWO_SIDED_95 * math.sqrt(2.0 * len(study.roster)) * deviation

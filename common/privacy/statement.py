@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from common.identity import SiteId
+from common.identity import SiteId, fingerprint
 from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, accountant_version, epsilon_of
-from common.privacy.groups import SHOWN_GROUPS, epsilon_for_group
-from common.privacy.plan import PrivacyPlan
+from common.privacy.groups import NAMELESS_EPSILON, SHOWN_GROUPS, epsilon_for_person
+from common.privacy.plan import PrivacyPlan, cell_bound, expected_half_width, units_to_test
 from common.study import Kind, Study, Unit
 
 NEIGHBOUR: Mapping[Unit, str] = {
@@ -20,16 +20,13 @@ NEIGHBOUR: Mapping[Unit, str] = {
     Unit.PATIENT: "add or remove one patient with all of their records",
 }
 
-_USELESS = 20.0
-"""Above this epsilon the odds may change by more than 4e8: a guarantee in name."""
-
 _STATEMENT = """\
 # Privacy statement
 
-Study {digest}
+"{title}", study {digest}{addressee}
 {warning}
 **In one sentence.** Whatever anyone outside a site computes from what that site sends in this study, the odds
-of it change by at most a factor of e^{epsilon:.3g}, apart from a probability of {delta:g}, when one {unit} is
+of it change by at most a factor of e^{rounded}, apart from a probability of {delta:.10g}, when one {unit} is
 added to or removed from the site's data.
 
 ## What is guaranteed
@@ -37,38 +34,53 @@ added to or removed from the site's data.
 |---|---|
 | unit of privacy | {unit} |
 | neighbouring data sets | {neighbour} |
-| epsilon stated by the study | {stated:g} |
-| epsilon recomputed here | {epsilon:.4f} |
-| delta | {delta:g} |
+| epsilon stated by the study | {stated:.10g} |
+| epsilon recomputed here | {epsilon} |
+| delta | {delta:.10g} |
 | scope | one site's whole participation: {charges} training charges of {steps_per_charge} steps and {releases} \
 evaluation release(s) |
-| training alone | epsilon {training:.4f} |
-| mechanism | DP-SGD: Poisson sampling at rate {rate:g}, each unit's gradient clipped to L2 norm {clip:g}, \
-Gaussian noise of standard deviation {sigma:g} times the clip norm |
+| training alone | epsilon {training} |
+| evaluation alone | epsilon {evaluating} |
+| mechanism | DP-SGD: Poisson sampling at rate {rate:.10g}, each unit's gradient clipped to L2 norm {clip:.10g}, \
+Gaussian noise of standard deviation {sigma:.10g} times the clip norm |
 | steps charged | {steps}, whether they are executed or not |
-| divisor of a step | sampling rate times the site's public band, never a count |
-| evaluation | two cells a release, each unit of weight one, discrete Gaussian noise of {evaluation:g} times \
-the L2 sensitivity, not subsampled |
+| weight of a site, divisor of a step | its public band, from {least:,} to {most:,} {unit}s, and the sampling rate \
+times that band; never a count |
 | accountant | {accountant} |
 
 {records}
 
+{evaluation}
+
+## What is charged
+- A site commits the epsilon and delta above to its account when it joins, and charges before it computes. A study \
+closed before its first charge gives them back; after one charge all of them count as spent.
+- A charge is one update of {steps_per_charge} step(s) for one model, one attempt and one cohort. {rounds} sums are \
+planned and {charges} charges allowed, so {spare} may be repeated; then the site refuses.
+- An attempt that is aborted after a site has computed stays charged there, and asking again is another charge. \
+The very same request after a crash is not: it gets the same reply.
+- The account is a patient population that the hospital names, not a file. Inside this study every parameter was \
+fixed at signing, and one accountant composes all of it. Across studies on one account epsilons and deltas add.
+
 ## Who learns what
 - **The operator and the other sites** see one sum over sites for each round, under secure aggregation. The
   guarantee above does not lean on it: it holds for each site's own update, even if the operator had seen that
-  update alone.
+  update alone. Nobody outside the site is trusted with its data: the operator, all other sites together and the
+  network may be hostile. Whoever controls the site's own machine is not defended against.
 - **Everyone with the released adapter** sees a function of those sums.
 - **The site itself** sees its own data, as before. Figures that it computes on them for itself are not
-  released.
+  released, and why it refused something is told to the operator as `unavailable` and no more.
 
 ## Outputs that depend on data
 | output | protection |
 |---|---|
 | updates of the adapter | DP-SGD as above, then clamped, rotated, rounded (post-processing) |
-| evaluation cells (weight, correct weight) | discrete Gaussian noise as above; the published figure carries a \
-95 % interval, {width} |
+| the released adapter | a function of sums of such updates (post-processing) |
+| evaluation cells (weight, correct weight) | discrete Gaussian noise as above, in every release |
 | number of units, examples, batch sizes, losses | never sent |
+| a record that cannot be read, a gradient that is not finite | counts as zero; it stops nothing |
 | weight of a site in the mean | a public band, signed in the study before any data were read |
+| where the ledger ends, in each reply | a digest and a sealed number, which nobody else can read |
 | learning rate, clip norm, rounds and other settings | signed in the study; how they were chosen is outside \
 this guarantee |
 
@@ -79,13 +91,40 @@ whose rounding is not covered by the proof [Mironov 2012]: sums are formed in fl
 float32 and to the grid of the secure sum.
 
 ## What is not promised
-- A patient known to k sites of the study is in k guarantees, which compose: epsilon and delta are at most k
-  times the above.
-- Other studies on the same patients add to this one: across studies epsilons and deltas add.
-- What {unit}s have in common can be learned; that is what the study is for.
-- Whether a site takes part, when it answers, and how long it takes can be seen, and time can depend on data.
-- A restored snapshot of a site's storage can make it spend twice what it knows of.
+- **Several sites.** A patient known to k sites of the study is in k guarantees, which compose: epsilon and delta
+  are at most k times the above, at two sites {two_epsilon} and {two_delta:.10g}, at all {sites} sites
+  {all_epsilon} and {all_delta:.10g}.
+- **Other studies** on the same patients add to this one.
+- **What {unit}s have in common** can be learned; that is what the study is for.
+- **Presence and time.** Whether a site takes part, when it answers, and how long it takes can be seen, and time
+  can depend on data: on how many units were drawn, and on how long their texts are.
+- **Restored storage.** A site whose ledger was put back to an older copy refuses to train: its anchor outside the
+  database, and the head in its own signed replies, tell it so. If database and anchor are put back together and
+  the operator keeps those replies to itself, the site can spend twice what it then knows of.
+
+The headings answer NIST SP 800-226 (2025). {signing}
 """
+
+_EVALUATION = """\
+## Evaluation
+| | |
+|---|---|
+| cells of a release | weight of the tested {unit}s, and weight of what was right; each {unit} weighs one in all |
+| L2 sensitivity | {sensitivity:.1f}: both cells may move by {scale:,}, which stands for one {unit} |
+| noise | discrete Gaussian of parameter {deviation:.1f}, {evaluation:.10g} times the sensitivity, on each cell at \
+each site; every tested {unit} is in every release |
+| releases | {releases}, then each cell is clamped to ±{bound:,} (post-processing) |
+| published figure | with a 95 % interval, about ±{width:.1f} points from the noise alone if every \
+site tests a tenth of its band, and ±10 if {needed:,} {unit}s are tested in all |"""
+_NO_EVALUATION = """\
+## Evaluation
+Nothing about quality is released."""
+
+_GENERAL = "The guarantee is the same at every site. A site that approves signs the digest above with its own key."
+_OWN = """\
+Whoever approves this for {site} signs the digest above with that site's key, of fingerprint {fingerprint}.
+
+Read and approved for {site} (name, office, date, signature):"""
 
 
 def statement(study: Study, site: SiteId | None = None) -> str:
@@ -96,65 +135,92 @@ def statement(study: Study, site: SiteId | None = None) -> str:
     Raises CSL-122 for a site outside the roster, CSL-203 if the study spends more than it states.
     """
     plan = PrivacyPlan.for_site(study, site or study.roster[0].site_id)
-    training = epsilon_of(
-        noise_multiplier=plan.noise_multiplier,
-        sampling_rate=plan.sampling_rate,
-        steps=plan.steps,
-        delta=plan.delta,
-        evaluation_noise_multiplier=plan.evaluation_noise_multiplier,
-        evaluation_releases=0,
-    )
+    bands = [member.band for member in study.roster]
     simulated = study.kind is Kind.SIMULATION
     return _STATEMENT.format(
         digest=study.digest,
+        title=" ".join(study.title.split()),
+        addressee=_addressee(study, plan, site),
         warning="\n**This is a simulation study: no hospital's promise stands behind it.**\n" if simulated else "",
         unit=plan.unit.value,
         neighbour=NEIGHBOUR[plan.unit],
         stated=study.privacy.epsilon,
-        epsilon=plan.epsilon(),
+        epsilon=_up(plan.epsilon()),
+        rounded=_up(plan.epsilon(), 2).rstrip("0").rstrip("."),
         delta=plan.delta,
         charges=plan.max_charges,
         steps_per_charge=plan.steps_per_charge,
         releases=plan.evaluation_releases,
-        training=training,
+        training=_up(_part(plan, plan.steps, 0)),
+        evaluating=_up(_part(plan, 0, plan.evaluation_releases) if plan.evaluation_releases else 0.0),
         rate=plan.sampling_rate,
         clip=plan.clip_norm,
         sigma=plan.noise_multiplier,
         steps=plan.steps,
-        evaluation=plan.evaluation_noise_multiplier,
+        least=min(bands),
+        most=max(bands),
+        rounds=study.training.rounds,
+        spare=plan.max_charges - study.training.rounds,
+        sites=len(bands),
+        two_epsilon=_up(2 * plan.epsilon()),
+        two_delta=2 * plan.delta,
+        all_epsilon=_up(len(bands) * plan.epsilon()),
+        all_delta=len(bands) * plan.delta,
+        signing=_GENERAL
+        if site is None
+        else _OWN.format(site=site, fingerprint=fingerprint(study.member(site).public_key)),
         accountant=accountant_version(),
         records=_records(plan),
-        width=f"about ±{100 * expected_half_width(study):.1f} points from the noise alone if every site tests a "
-        "tenth of its band",
+        evaluation=_evaluation(study, plan),
         randomness="A simulation may seed its randomness, and is then not private at all; its metrics say so."
         if simulated
         else "Sampling and noise come from an AES-256-CTR keystream keyed by the operating system.",
     )
 
 
-def expected_half_width(study: Study, tested_share: float = 0.1) -> float:
-    """Return half the 95 % interval that noise alone puts around a released accuracy, at most 1.
+def _evaluation(study: Study, plan: PrivacyPlan) -> str:
+    if not plan.evaluation_releases:
+        return _NO_EVALUATION
+    return _EVALUATION.format(
+        unit=plan.unit.value,
+        sensitivity=EVALUATION_SENSITIVITY,
+        scale=EVALUATION_SCALE,
+        deviation=plan.evaluation_deviation,
+        evaluation=plan.evaluation_noise_multiplier,
+        releases=plan.evaluation_releases,
+        bound=cell_bound(study),
+        width=100 * expected_half_width(study),
+        needed=units_to_test(study, 0.1),
+    )
 
-    tested_share  part of each site's public band that is tested, in (0, 1]
 
-    The noise of both cells counts in full, as at an accuracy of 1. Computed from public values before anyone signs: a
-    figure that would drown says so here (RULES 9).
-    """
-    deviation = study.evaluation.noise_multiplier * EVALUATION_SENSITIVITY / EVALUATION_SCALE
-    tested = tested_share * sum(member.band for member in study.roster)
-    return min(1.0, 1.96 * math.sqrt(2.0 * len(study.roster)) * deviation / tested)
+def _part(plan: PrivacyPlan, steps: int, releases: int) -> float:
+    return epsilon_of(
+        noise_multiplier=plan.noise_multiplier,
+        sampling_rate=plan.sampling_rate,
+        steps=steps,
+        delta=plan.delta,
+        evaluation_noise_multiplier=plan.evaluation_noise_multiplier,
+        evaluation_releases=releases,
+    )
+
+
+def _addressee(study: Study, plan: PrivacyPlan, site: SiteId | None) -> str:
+    if site is None:
+        return f", for each of its {len(study.roster)} sites"
+    return f", for {site}: band {plan.population:,}, {plan.divisor:.10g} {plan.unit.value}s expected in a step"
 
 
 def _records(plan: PrivacyPlan) -> str:
     if plan.unit is Unit.PATIENT:
         return (
             f"A patient's records in a step (at most {plan.max_records_per_unit}, chosen at random) are summed before "
-            "the clip, so the guarantee is for the whole patient."
+            "the clip, so the guarantee is for the whole patient, however many records there are."
         )
-    rows = "\n".join(f"| {count} | {_epsilon_shown(epsilon_for_group(plan, count))} |" for count in SHOWN_GROUPS)
+    rows = "\n".join(f"| {count} | {_epsilon_shown(epsilon_for_person(plan, count))} |" for count in SHOWN_GROUPS)
     return (
         "**A person is not a record.** The guarantee above is for one record. Whoever has k records at a site is "
-        f"protected by this much, at the same delta of {plan.delta:g}, if all k are added or removed together:\n\n"
+        f"protected by this much, at the same delta of {plan.delta:.10g}, if all k are added or removed together:\n\n"
         f"| records of one person | epsilon |\n|---|---|\n{rows}\n\n"
         "Where people have several records, sign a study with unit 'patient': its guarantee does not grow with k."
     )
@@ -163,4 +229,9 @@ def _records(plan: PrivacyPlan) -> str:
 def _epsilon_shown(epsilon: float) -> str:
     if math.isinf(epsilon):
         return "no finite bound: not protected"
-    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}" + (" (no protection to speak of)" if epsilon > _USELESS else "")
+    return _up(epsilon) + (" (no protection to speak of)" if epsilon > NAMELESS_EPSILON else "")
+
+
+def _up(epsilon: float, digits: int = 4) -> str:
+    """Print an epsilon, never smaller than it is."""
+    return f"{math.ceil(epsilon * 10**digits) / 10**digits:.{digits}f}"

@@ -88,7 +88,7 @@ def findings(messages: list[Message]) -> list[str]:
             continue
         sealed = from_records(message.content)
         stage = Stage(message.metadata.message_type)
-        if set(sealed.parts) != ({"nonce"} if stage is Stage.IDENTIFY else {"secagg"}):
+        if set(sealed.parts) != {"ledger", "nonce" if stage is Stage.IDENTIFY else "secagg"}:
             found.append(f"{stage.value}: parts {sorted(sealed.parts)}")
         everything = sealed.header + sealed.signature + b"".join(sealed.parts.values())
         found += [f"{stage.value}: {name} in clear" for name, pattern in patterns if pattern in everything]

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from client.egress import Egress, EgressEntry
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.messages import OPERATOR, Envelope, Stage, unseal
+from common.payloads import LEDGER_BYTES, LEDGER_PART
 from tests.studies import signed_study
 
 SIGNED = signed_study()
 SITE = SiteId("site-000")
 
 
+HEAD = b"h" * LEDGER_BYTES
+
+
+def door_writing(write: Callable[[EgressEntry], None], head: bytes = HEAD) -> Egress:
+    return Egress(SIGNED.study, SITE, SIGNED.sites[SITE], dimension=100, cells=2, witness=lambda: head, write=write)
+
+
 def door() -> tuple[Egress, list[EgressEntry]]:
     entries: list[EgressEntry] = []
-    return Egress(SIGNED.study, SITE, SIGNED.sites[SITE], dimension=100, cells=2, write=entries.append), entries
+    return door_writing(entries.append), entries
 
 
 def request(stage: Stage) -> Envelope:
@@ -37,7 +47,8 @@ def test_a_reply_is_signed_bound_to_its_request_and_written_down(stage: Stage) -
     )
     assert (reply.instance, reply.attempt) == (3, 1)
     (entry,) = entries
-    assert (entry.number, entry.stage, entry.part_bytes, entry.total_bytes) == (1, stage, {"secagg": 100}, sealed.size)
+    assert (entry.number, entry.stage, entry.total_bytes) == (1, stage, sealed.size)
+    assert entry.part_bytes == {"secagg": 100, LEDGER_PART: LEDGER_BYTES}
     assert entry.guarantee
 
 
@@ -59,6 +70,18 @@ def test_a_part_that_is_not_listed_or_too_large_stays_inside(stage: Stage, parts
     assert entries == []
 
 
+@pytest.mark.parametrize("stage", list(Stage))
+def test_where_the_ledger_ends_leaves_with_every_reply_or_nothing_does(stage: Stage) -> None:
+    parts = {"nonce": b"n" * 32} if stage is Stage.IDENTIFY else {"secagg": b"x"}
+    egress, _ = door()
+    assert egress.release(request(stage), parts).parts[LEDGER_PART] == HEAD
+    with pytest.raises(ConsiliumError) as caught:
+        door_writing(lambda _: None, head=b"").release(request(stage), parts)
+    assert caught.value.code == "CSL-601"
+    with pytest.raises(ConsiliumError):
+        egress.release(request(stage), {**parts, LEDGER_PART: HEAD})
+
+
 def test_an_update_is_too_large_for_any_stage_but_its_own() -> None:
     egress, _ = door()
     update = bytes(1024 * 8 + 200)
@@ -72,6 +95,6 @@ def test_nothing_leaves_when_it_cannot_be_written_down() -> None:
     def full(_: EgressEntry) -> None:
         raise OSError("disk full")
 
-    egress = Egress(SIGNED.study, SITE, SIGNED.sites[SITE], dimension=100, cells=2, write=full)
+    egress = door_writing(full)
     with pytest.raises(OSError, match="disk full"):
         egress.release(request(Stage.KEYS), {"secagg": b"x"})

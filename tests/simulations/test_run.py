@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from rich.console import Console
 from transformers import AutoModel
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ from common.adapters.release import load_release
 from common.identity import PublicKey
 from common.study import Kind, Study
 from simulations import metrics as m
-from simulations.cli import app
+from simulations.cli import app, show
 from simulations.progress import SilentProgress
 from simulations.run import run_scenario
 from simulations.scenario import Baseline, Scenario, from_fields
@@ -159,6 +160,56 @@ def test_tuning_gave_every_arm_as_many_trials_and_is_marked(finished: tuple[Path
     assert {arms.count(arm) for arm in set(arms)} == {2}
     assert set(arms) == {"federated", "local_only", "federated_nonprivate", "centralised_nonprivate"}
     assert sum(trial.chosen for trial in metrics.tuning.trials) == len(set(arms))
+
+
+class Heard(SilentProgress):
+    """Keeps what a person is told, in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self.lines.append(name)
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_concerns_are_said_before_anything_trains_and_stay_with_the_run(
+    data: Path, encoder: Path, tmp_path: Path
+) -> None:
+    heard = Heard()
+    privacy = {"unit": "record", "epsilon": 8.0, "delta": 1e-5, "sampling_rate": 1.0}
+    tuned = {"learning_rates": [0.1], "rounds": 1}
+    metrics = run_scenario(
+        scenario(encoder, privacy=privacy, tuning=tuned),
+        data,
+        tmp_path,
+        baselines=frozenset(),
+        device="cpu",
+        threads=1,
+        progress=heard,
+    )
+    said = [text for text in metrics.warnings if text.partition(":")[0] in {"UNIT", "SAMPLING", "EVALUATION"}]
+    assert [text.partition(":")[0] for text in said] == ["UNIT", "SAMPLING", "EVALUATION"]
+    first = min(heard.lines.index(name) for name in ("tuning on validation records", "federated rounds"))
+    assert all(heard.lines.index(text) < first for text in said)
+    page = (tmp_path / "report.html").read_text()
+    printed = Console(width=400)
+    with printed.capture() as captured:
+        show(metrics, tmp_path / "report.html", printed)
+    for text in said:
+        head, _, rest = text.partition(": ")
+        assert f"<strong>{head}</strong> {rest[:40]}" in page
+        assert text in captured.get()
+
+
+@pytest.mark.parametrize("unit", ["record", "patient"])
+def test_units_are_those_of_the_study(data: Path, encoder: Path, tmp_path: Path, unit: str) -> None:
+    """A band that counted patients where records are drawn would divide a step's sum by too little."""
+    privacy = {"unit": unit, "epsilon": 8.0, "delta": 1e-5, "sampling_rate": 0.5}
+    metrics = run(scenario(encoder, privacy=privacy, evaluation={"releases": 0}), data, tmp_path)
+    assert all((site.units == site.train_examples) == (unit == "record") for site in metrics.sites)
 
 
 def test_the_report_names_the_study_and_its_privacy(finished: tuple[Path, m.Metrics]) -> None:

@@ -81,3 +81,28 @@ def test_records_without_tokens_move_a_step_by_at_most_the_clip_norm(
     assert np.isfinite(with_it).all()
     assert np.linalg.norm(with_it - without) <= CLIP * (1 + 1e-5)
     assert np.linalg.norm(alone) <= CLIP * (1 + 1e-9)
+
+
+def test_a_record_for_which_the_cache_is_too_coarse_keeps_no_site_out(
+    model: AdaptedModel, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache is judged on invented records: one of a site's own would decide whether the site takes part."""
+    encoded = encode(12)
+    longest = max(encoded.tokens, key=len)
+    odd = torch.from_numpy(longest.astype(np.int64))
+    honest = model._prefix
+
+    def beyond_float16(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden = honest(ids, mask)
+        for row in range(len(ids)):
+            if ids.shape[1] >= len(odd) and torch.equal(ids[row, : len(odd)], odd):
+                hidden[row, 1:] *= 1e7
+        return hidden
+
+    monkeypatch.setattr(model, "_prefix", beyond_float16)
+    features, whole = Features(model, encoded), Features(model, encoded, cache=False)
+    rows = np.arange(len(encoded))
+    with torch.no_grad():
+        cached, direct = (made.logits(model, made.batch(rows)) for made in (features, whole))
+    assert float(((cached - direct).norm(dim=1) / direct.norm(dim=1)).max()) > 0.02
+    assert np.isfinite(summed(model, features, rows.tolist())).all()

@@ -10,7 +10,8 @@ import os
 import numpy as np
 import pytest
 
-from client.training.noise import SystemNoise, discrete_gaussian_from, gaussian_from
+from client.training.discrete import discrete_gaussian_from
+from client.training.noise import SystemNoise, gaussian_from
 from common.errors import ConsiliumError
 from simulations.noise import SeededNoise
 

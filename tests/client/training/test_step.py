@@ -211,3 +211,12 @@ def test_noise_is_added_once_to_the_sum_at_the_plans_deviation(model: AdaptedMod
 def test_noise_that_is_not_finite_stops_the_step(model: AdaptedModel, encode: Encode, shock: float) -> None:
     with pytest.raises(ConsiliumError, match="CSL-206"):
         gradient_of(model, Features(model, encode(2)), PLAN, Chosen(shock=shock))
+
+
+def test_replacing_a_unit_may_move_the_sum_twice_as_far() -> None:
+    """So epsilon, which is for adding or removing one unit, is no epsilon for replacing one by another."""
+    rest, one, other = torch.tensor([0.3, 0.4]), torch.tensor([50.0, 0.0]), torch.tensor([-50.0, 0.0])
+    before, after = (clip_by_unit(torch.stack([rest, mine]), torch.tensor([0, 1]), 1.0) for mine in (one, other))
+    absent = clip_by_unit(rest[None], torch.tensor([0]), 1.0)
+    assert float((before - after).norm()) == pytest.approx(2.0)
+    assert float((before - absent).norm()) == float((after - absent).norm()) == pytest.approx(1.0)

@@ -1,0 +1,176 @@
+"""`consilium-client check`: whether a study could run here, asked before anything is approved or charged.
+
+Each finding is one thing that was looked at, with the coded error that names the mend where it is wrong. The
+model is examined on invented inputs; no record is read (RULES 14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from client.ledger.book import Book
+from client.ledger.recovery import inspect
+from common import agreement, errors
+from common.console import BAD_INPUT, coded_errors
+from common.errors import ConsiliumError
+from common.identity import SiteId, fingerprint, parse_public_key
+from common.privacy.concerns import concerns
+from common.privacy.plan import PrivacyPlan
+from common.study import Kind, Part, Study
+
+_DRAWS = 100_000
+_DEVIATIONS = 6.0
+_MARKS = {
+    "right": Text("right", style="green"),
+    "heed": Text("heed", style="yellow"),
+    "wrong": Text("WRONG", style="bold red"),
+}
+
+
+class Finding(Part):
+    """One thing that was looked at.
+
+    verdict  ``heed`` stops nothing, but should be heard before approving
+    said     what was found; where it is wrong, the coded error with its mend
+    """
+
+    name: str
+    verdict: Literal["right", "heed", "wrong"]
+    said: str
+
+
+def check(
+    study: Annotated[Path, typer.Option(help="folder with study.json and signatures.json")],
+    site: Annotated[str, typer.Option(help="this site's name in the roster")],
+    operator: Annotated[str, typer.Option(help="the operator's public key, 64 hex digits, as compared by telephone")],
+    backbone: Annotated[Path | None, typer.Option(help="folder of the backbone's files")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="the ledger's file", envvar="CONSILIUM_LEDGER")] = None,
+    anchor: Annotated[Path | None, typer.Option(help="its anchor; default: beside it")] = None,
+    account: Annotated[str, typer.Option(help="the account that would pay")] = "default",
+    json: Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")] = False,
+) -> None:
+    """Check a study before it starts: signature, privacy, noise, backbone, model, ledger and budget."""
+    with coded_errors():
+        signed, _ = agreement.read(study)
+        agreed = agreement.verify_study(signed, parse_public_key(operator))
+    findings = list(examine(agreed, SiteId(site), backbone=backbone, ledger=ledger, anchor=anchor, account=account))
+    if json:
+        typer.echo("[" + ",\n".join(finding.model_dump_json() for finding in findings) + "]")
+    else:
+        _show(findings, Console())
+    if any(finding.verdict == "wrong" for finding in findings):
+        raise typer.Exit(BAD_INPUT)
+
+
+def examine(
+    study: Study,
+    site: SiteId,
+    *,
+    backbone: Path | None,
+    ledger: Path | None,
+    anchor: Path | None = None,
+    account: str = "default",
+    now: datetime | None = None,
+) -> Iterator[Finding]:
+    """Yield one finding after the other; what has no file given is passed over.
+
+    study  whose operator's signature was verified
+    """
+    yield _finding("study", lambda: _study(study, now or datetime.now(UTC)))
+    privacy = _finding("privacy", lambda: _privacy(study, site))
+    yield privacy
+    if privacy.verdict == "right":
+        for concern in concerns(study):
+            yield Finding(name=concern.topic, verdict="heed", said=concern.text)
+    yield _finding("noise", _noise)
+    if backbone is not None:
+        yield _finding("backbone", lambda: _backbone(study, backbone))
+        yield _finding("model", lambda: _model(study, backbone))
+    if ledger is not None:
+        yield _finding("ledger", lambda: _ledger(ledger, anchor))
+        yield _finding("budget", lambda: _budget(study, site, ledger, anchor, account))
+
+
+def _finding(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name=name, verdict="right", said=look())
+    except ConsiliumError as error:
+        return Finding(name=name, verdict="wrong", said=str(error))
+
+
+def _study(study: Study, now: datetime) -> str:
+    if study.kind is not Kind.DEPLOYMENT:
+        raise ConsiliumError(errors.STUDY_KIND_REFUSED, f"it is a {study.kind.value} study")
+    study.check_software(version("consilium"))
+    study.check_valid_at(now)
+    return f"{study.digest[:12]}, signed by {fingerprint(parse_public_key(study.operator))}, until {study.expires}"
+
+
+def _privacy(study: Study, site: SiteId) -> str:
+    plan = PrivacyPlan.for_site(study, site)
+    return f"epsilon {plan.epsilon():.4f} at delta {plan.delta:g} for each {plan.unit.value}, recomputed here"
+
+
+def _noise() -> str:
+    """Draw from two sources: what they give is normal, and not the same."""
+    from client.training.noise import SystemNoise
+
+    first, second = SystemNoise().gaussian(_DRAWS), SystemNoise().gaussian(_DRAWS)
+    bound = _DEVIATIONS / np.sqrt(_DRAWS)
+    off = max(abs(first.mean()), abs(first.var() - 1.0) / np.sqrt(2.0), abs(np.corrcoef(first, second)[0, 1]))
+    if not off < bound:
+        raise ConsiliumError(errors.NOISE_FAULT, f"{_DRAWS:,} draws are off by {off:.1e}")
+    return f"{_DRAWS:,} draws are normal, and independent of another source's"
+
+
+def _backbone(study: Study, folder: Path) -> str:
+    from common.backbone import verify
+
+    verify(folder, study.backbone)
+    return f"{study.backbone.name}: {len(study.backbone.files)} files as signed"
+
+
+def _model(study: Study, folder: Path) -> str:
+    from client.preflight import check as preflight
+    from common.adapters import attach
+    from common.backbone import load
+    from common.tasks import task_for
+
+    loaded = load(folder, study.backbone)
+    task = task_for(study.task, loaded.tokenizer)
+    return preflight(attach(loaded, study.adapter, task, study.stream), task).summary()
+
+
+def _ledger(path: Path, anchor: Path | None) -> str:
+    found = inspect(path, anchor)
+    if found.reason:
+        raise ConsiliumError(errors.LEDGER_DAMAGED, found.reason)
+    return f"{len(found.links)} entries verify, the anchor agrees"
+
+
+def _budget(study: Study, site: SiteId, path: Path, anchor: Path | None, account: str) -> str:
+    book = Book(inspect(path, anchor).entries)
+    plan = PrivacyPlan.for_site(study, site)
+    if book.join(account, study.digest, plan) is None:
+        return f"{account} pays for this study already"
+    left = book.balance(account).epsilon_remaining
+    return f"{account} has epsilon {left:.4f} left, the study commits {plan.epsilon():.4f}"
+
+
+def _show(findings: list[Finding], console: Console) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row(_MARKS[finding.verdict], Text(f"{finding.name}: {finding.said}"))
+    console.print(table)

@@ -1,0 +1,28 @@
+"""`consilium-client`: the hospital's command.
+
+Results go to stdout, errors to stderr as one coded line with exit code 2. The machine-learning stack is loaded only by
+what needs it, so that `--help` and the ledger are instant.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from client.check import check
+from client.ledger.cli import app as ledger
+
+app = typer.Typer(
+    name="consilium-client",
+    help="What a hospital runs: check a study before it starts, and see what privacy was spent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(ledger, name="ledger")
+app.command()(check)
+
+
+def main() -> None:
+    """Console script."""
+    app()

@@ -1,0 +1,162 @@
+"""`consilium-client ledger`: what a hospital has spent, whether the record of it is whole, and how to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from client.ledger.book import Book
+from client.ledger.recovery import Found, inspect, recover
+from client.ledger.report import AccountLine, account_lines, export, figure
+from client.ledger.store import SqliteLedger, default_anchor
+from common import errors
+from common.console import coded_errors
+from common.errors import ConsiliumError
+from common.study import Unit
+
+app = typer.Typer(
+    no_args_is_help=True, help="The privacy that was spent: show, verify, export, recover, open accounts."
+)
+
+LedgerFile = Annotated[Path, typer.Option("--ledger", help="the ledger's file", envvar="CONSILIUM_LEDGER")]
+AnchorFile = Annotated[
+    Path | None,
+    typer.Option("--anchor", help="its anchor; default: beside it", envvar="CONSILIUM_LEDGER_ANCHOR"),
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")]
+_BAR = 24
+
+
+@app.command()
+def show(
+    ledger: LedgerFile,
+    anchor: AnchorFile = None,
+    plot: Annotated[Path | None, typer.Option(help="write a figure of all budgets here, as SVG")] = None,
+    json: Json = False,
+) -> None:
+    """Show every account: its cap, what studies committed, what remains."""
+    with coded_errors():
+        found = _sound(ledger, anchor)
+        lines = account_lines(Book(found.entries))
+        if plot is not None:
+            _write(plot, figure(lines))
+    if json:
+        typer.echo(export(found).model_dump_json(indent=2, include={"format", "head", "accounts"}))
+        return
+    console = Console()
+    for line in lines:
+        console.print(_table(line))
+    console.print(f"{len(found.links)} entries, head {found.last.digest}", style="dim", soft_wrap=True)
+
+
+@app.command()
+def verify(ledger: LedgerFile, anchor: AnchorFile = None, json: Json = False) -> None:
+    """Verify every entry of the chain, and that the anchor agrees; ends with CSL-211 or CSL-212 where it does not."""
+    with coded_errors():
+        found = _sound(ledger, anchor)
+    if json:
+        typer.echo(export(found).model_dump_json(indent=2, include={"format", "head"}))
+    else:
+        Console().print(
+            f"sound: {len(found.links)} entries, head {found.last.digest}, the anchor agrees", soft_wrap=True
+        )
+
+
+@app.command(name="export")
+def export_(
+    ledger: LedgerFile,
+    anchor: AnchorFile = None,
+    out: Annotated[Path | None, typer.Option(help="write it here; default: stdout")] = None,
+) -> None:
+    """Write the whole chain as JSON: enough to verify it, and to compute every epsilon, without this software."""
+    with coded_errors():
+        text = export(_sound(ledger, anchor)).model_dump_json(indent=1)
+        if out is None:
+            typer.echo(text)
+        else:
+            _write(out, text + "\n")
+
+
+@app.command(name="recover")
+def recover_(
+    ledger: LedgerFile,
+    anchor: AnchorFile = None,
+    yes: Annotated[bool, typer.Option("--yes", help="charge the worst case without asking")] = False,
+    json: Json = False,
+) -> None:
+    """Make a damaged or outdated ledger usable again: whatever may have been spent is charged in full."""
+    with coded_errors():
+        found = inspect(ledger, anchor)
+        if found.reason and not yes:
+            typer.confirm(f"{found.reason}. Charge the worst case for every study that may be concerned?", abort=True)
+        found = recover(ledger, anchor) if found.reason else found
+        after = inspect(ledger, anchor)
+    if json:
+        typer.echo(export(after).model_dump_json(indent=2, include={"format", "head", "accounts"}))
+        return
+    console = Console()
+    console.print(f"recovered: {found.reason}" if found.reason else "nothing to recover", soft_wrap=True)
+    for line in account_lines(Book(after.entries)):
+        console.print(_table(line))
+
+
+@app.command(name="open")
+def open_(
+    account: Annotated[str, typer.Argument(help="a name for the patient population")],
+    population: Annotated[str, typer.Option(help="a sentence that says whose records these are")],
+    epsilon: Annotated[float, typer.Option(help="the most that all studies together may commit, for each unit")],
+    ledger: LedgerFile,
+    delta: Annotated[float, typer.Option(help="the most that all studies' deltas may add up to")] = 1e-4,
+    unit: Annotated[Unit, typer.Option(help="whom the cap is for")] = Unit.PATIENT,
+    anchor: AnchorFile = None,
+) -> None:
+    """Open an account for a patient population; the ledger is made if there is none."""
+    with coded_errors():
+        if not epsilon > 0 or not 0 < delta < 1:
+            raise ConsiliumError(errors.PRIVACY_PARAMETER, "epsilon must be above 0, delta within (0, 1)")
+        with SqliteLedger(ledger, anchor) as opened:
+            opened.open_account(account, population=population, unit=unit, epsilon=epsilon, delta=delta)
+    Console().print(f"account {account}: epsilon {epsilon:g}, delta {delta:g} for each {unit.value}", soft_wrap=True)
+
+
+def _sound(ledger: Path, anchor: Path | None) -> Found:
+    """Read a ledger; raises CSL-211 or CSL-212 where a recovery is needed."""
+    found = inspect(ledger, anchor)
+    if found.reason:
+        raise ConsiliumError(errors.LEDGER_DAMAGED, f"{ledger} and {anchor or default_anchor(ledger)}: {found.reason}")
+    return found
+
+
+def _table(line: AccountLine) -> Table:
+    title = f"{line.account}: {line.population}"
+    table = Table(title=Text(title), title_justify="left", title_style="bold", caption_justify="left")
+    for heading in ("study", "epsilon", "delta", "charges", "evaluations", "state"):
+        table.add_column(heading, justify="left" if heading in ("study", "state") else "right")
+    for study in line.studies:
+        table.add_row(
+            study.study[:12],
+            f"{study.epsilon:.4f}",
+            f"{study.delta:.0e}",
+            f"{study.training} of {study.max_charges}",
+            f"{study.evaluation} of {study.evaluation_releases}",
+            study.state,
+        )
+    used = round(_BAR * min(1.0, line.epsilon_committed / line.epsilon))
+    table.caption = (
+        f"for each {line.unit.value}: {'█' * used}{'░' * (_BAR - used)} epsilon {line.epsilon_committed:.4f} of "
+        f"{line.epsilon:g} committed, {line.epsilon_remaining:.4f} left; delta {line.delta_remaining:.1e} left"
+        + ("; a recovery has charged all of it" if line.exhausted else "")
+    )
+    return table
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConsiliumError(errors.LEDGER_UNWRITABLE, f"{path}: {error.strerror}") from error

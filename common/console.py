@@ -1,0 +1,25 @@
+"""What every command of the product does alike: errors in one red line, exit codes, JSON on request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from common.errors import ConsiliumError
+
+BAD_INPUT = 2
+"""Exit code where the input, or what the command was asked to look at, was at fault."""
+
+
+@contextmanager
+def coded_errors() -> Iterator[None]:
+    """End with one red line on stderr and exit code 2 for a coded error; everything else may trace."""
+    try:
+        yield
+    except ConsiliumError as error:
+        Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
+        raise typer.Exit(BAD_INPUT) from None
