@@ -56,6 +56,13 @@ class Unit(StrEnum):
     PATIENT = "patient"
 
 
+class TrainingNoise(StrEnum):
+    """How the noise of a training step is drawn: in float64, or exactly in integers, on a grid of the plan's."""
+
+    GAUSSIAN = "gaussian"
+    DISCRETE = "discrete-gaussian"
+
+
 class Purpose(Part):
     """Why the data may be used: GA4GH DUO codes and a sentence for people."""
 
@@ -152,6 +159,9 @@ class Privacy(Part):
     sampling_rate: float = Field(gt=0, le=1)
     noise_multiplier: float = Field(gt=0, description="noise standard deviation over clip norm, each step")
     clip_norm: float = Field(gt=0)
+    noise: TrainingNoise = Field(
+        default=TrainingNoise.GAUSSIAN, description="of training; the evaluation's is discrete"
+    )
     max_charges: int = Field(
         ge=1, le=1_000_000, description="training charges a site may make; at least the rounds (RULES 7)"
     )

@@ -73,6 +73,7 @@ def privacy_of(scenario: Scenario) -> Privacy:
         steps=charges * training.steps_per_round,
         evaluation_noise_multiplier=evaluation.noise_multiplier,
         evaluation_releases=evaluation.releases,
+        noise=wanted.noise,
     )
     return Privacy(
         unit=wanted.unit,
@@ -82,6 +83,7 @@ def privacy_of(scenario: Scenario) -> Privacy:
         sampling_rate=wanted.sampling_rate,
         noise_multiplier=sigma,
         clip_norm=wanted.clip_norm,
+        noise=wanted.noise,
         max_charges=charges,
     )
 

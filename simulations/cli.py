@@ -7,7 +7,6 @@ machine-learning stack is loaded only once a scenario has been read and found ri
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from enum import StrEnum
@@ -22,7 +21,9 @@ from rich.text import Text
 from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
+from simulations.audit.command import audit
 from simulations.metrics import Metrics
+from simulations.options import check_device, check_writable
 from simulations.progress import RichProgress
 from simulations.scenario import Baseline, Scenario, load, locate, shipped
 
@@ -63,8 +64,8 @@ def run(
         if seed is not None:
             chosen = chosen.model_copy(update={"seed": seed})
         compared = _baselines(baselines, chosen)
-        _check_device(device)
-        _check_writable(out)
+        check_device(device)
+        check_writable(out)
         # Threads that wait by spinning slow each other down many times where cores are shared.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from simulations.run import run_scenario
@@ -84,6 +85,9 @@ def run(
         typer.echo(metrics.model_dump_json(indent=2))
     else:
         show(metrics, out / "report.html", Console())
+
+
+app.command()(audit)
 
 
 @app.command()
@@ -147,15 +151,3 @@ def _baselines(text: str | None, scenario: Scenario) -> frozenset[str]:
     if unknown := sorted(asked - set(Baseline)):
         raise ConsiliumError(errors.SCENARIO_INVALID, f"--baselines: {unknown[0]!r} is none of {', '.join(Baseline)}")
     return frozenset(asked)
-
-
-def _check_device(device: str) -> None:
-    if not re.fullmatch(r"auto|cpu|cuda:\d+", device):
-        raise ConsiliumError(errors.SCENARIO_INVALID, f"--device: {device!r} is none of auto, cpu, cuda:N")
-
-
-def _check_writable(out: Path) -> None:
-    """Refuse an output folder that cannot be made, before an hour of work; writes nothing."""
-    nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{nearest} is not a folder that can be written")

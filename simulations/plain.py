@@ -11,6 +11,7 @@ from client.training.loop import take_steps
 from client.training.noise import NoiseSource
 from client.training.sampler import poisson_sample
 from common.adapters import AdaptedModel, Vector
+from common.privacy.sensitive import PrivateCount
 from common.study import Training
 
 
@@ -32,7 +33,7 @@ def train_plainly(
     divisor = max(1.0, sampling_rate * len(features))
 
     def gradient() -> NDArray[np.float64]:
-        rows = poisson_sample(len(features), sampling_rate, noise)
+        rows = poisson_sample(PrivateCount(len(features)), sampling_rate, noise)
         return plain_sum(model, features, rows, micro_batch=training.micro_batch) / divisor
 
     return take_steps(model, training, gradient, start=start, round_index=round_index)

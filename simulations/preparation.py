@@ -20,7 +20,7 @@ from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.stopwatch import Stopwatch
-from common.study import BackboneManifest, Unit
+from common.study import BackboneManifest, TrainingNoise, Unit
 from common.tasks import Task, task_for
 from simulations.cohort import load_sites
 from simulations.progress import Progress
@@ -107,7 +107,7 @@ def prepare(
         model=model,
         start=start,
         stream=stream,
-        training=features(lambda site: site.train, precision),
+        training=features(lambda site: site.train, precision, alone=scenario.privacy.noise is TrainingNoise.DISCRETE),
         validation=features(lambda site: site.validation),
         testing=features(lambda site: site.test, alone=True),
     )

@@ -28,6 +28,7 @@ from common.study import (
     Purpose,
     TextClassification,
     Training,
+    TrainingNoise,
     Unit,
     validate,
 )
@@ -143,6 +144,7 @@ class BackboneChoice(Part):
 class ScenarioPrivacy(Part):
     """The guarantee to be reached. The noise is calibrated to epsilon unless ``noise_multiplier`` is given.
 
+    noise         of training, as in the Study
     max_charges   training charges the budget must cover; the rounds where not given
     """
 
@@ -153,6 +155,7 @@ class ScenarioPrivacy(Part):
     sampling_rate: float = Field(gt=0, le=1)
     clip_norm: float = Field(default=1.0, gt=0)
     noise_multiplier: float | None = Field(default=None, gt=0)
+    noise: TrainingNoise = TrainingNoise.GAUSSIAN
     max_charges: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from client.ledger.store import SqliteLedger, default_anchor
 from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
+from common.privacy.statement import rounded_up
 from common.study import Unit
 
 app = typer.Typer(
@@ -50,7 +52,7 @@ def show(
         return
     console = Console()
     for line in lines:
-        console.print(_table(line))
+        _print_account(line, console)
     console.print(f"{len(found.links)} entries, head {found.last.digest}", style="dim", soft_wrap=True)
 
 
@@ -102,7 +104,7 @@ def recover_(
     console = Console()
     console.print(f"recovered: {found.reason}" if found.reason else "nothing to recover", soft_wrap=True)
     for line in account_lines(Book(after.entries)):
-        console.print(_table(line))
+        _print_account(line, console)
 
 
 @app.command(name="open")
@@ -132,27 +134,40 @@ def _sound(ledger: Path, anchor: Path | None) -> Found:
     return found
 
 
+def _print_account(line: AccountLine, console: Console) -> None:
+    console.print(Text(f"{line.account}: {line.population}", style="bold"), soft_wrap=True)
+    if line.studies:
+        console.print(_table(line))
+    used = math.ceil(_BAR * min(1.0, line.epsilon_committed / line.epsilon))
+    spent, left = rounded_up(line.epsilon_committed), _rounded_down(line.epsilon_remaining)
+    console.print(
+        f"{'█' * used}{'░' * (_BAR - used)} for each {line.unit.value}: epsilon {spent} of {line.epsilon:g} committed, "
+        f"{left} left; delta {line.delta_remaining:.1e} left"
+        + ("; a recovery has charged all of it" if line.exhausted else ""),
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print()
+
+
 def _table(line: AccountLine) -> Table:
-    title = f"{line.account}: {line.population}"
-    table = Table(title=Text(title), title_justify="left", title_style="bold", caption_justify="left")
+    table = Table()
     for heading in ("study", "epsilon", "delta", "charges", "evaluations", "state"):
         table.add_column(heading, justify="left" if heading in ("study", "state") else "right")
     for study in line.studies:
         table.add_row(
             study.study[:12],
-            f"{study.epsilon:.4f}",
+            rounded_up(study.epsilon),
             f"{study.delta:.0e}",
             f"{study.training} of {study.max_charges}",
             f"{study.evaluation} of {study.evaluation_releases}",
             study.state,
         )
-    used = round(_BAR * min(1.0, line.epsilon_committed / line.epsilon))
-    table.caption = (
-        f"for each {line.unit.value}: {'█' * used}{'░' * (_BAR - used)} epsilon {line.epsilon_committed:.4f} of "
-        f"{line.epsilon:g} committed, {line.epsilon_remaining:.4f} left; delta {line.delta_remaining:.1e} left"
-        + ("; a recovery has charged all of it" if line.exhausted else "")
-    )
     return table
+
+
+def _rounded_down(epsilon: float) -> str:
+    return f"{math.floor(epsilon * 1e4) / 1e4:.4f}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import rfc8785
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, ValidationError, field_serializer
 
 from common import errors
 from common.errors import ConsiliumError
 from common.messages import Stage
 from common.privacy.plan import PrivacyPlan
-from common.study import Hex32, Line, Name, Part, Unit
+from common.study import Hex32, Line, Name, Part, TrainingNoise, Unit
 
 SALT_BYTES = 16
 
@@ -32,7 +32,10 @@ class AccountOpened(Part):
 
 
 class StudyJoined(Part):
-    """A study commits all that it may ever spend on an account, whether it is spent or not (RULES 7)."""
+    """A study commits all that it may ever spend on an account, whether it is spent or not (RULES 7).
+
+    plan  its ``noise`` is written where it is not Gaussian
+    """
 
     kind: Literal["study"] = "study"
     account: Name
@@ -40,6 +43,14 @@ class StudyJoined(Part):
     plan: PrivacyPlan
     epsilon: float = Field(gt=0, description="of all charges and evaluation releases together, at the plan's delta")
     accountant: Line
+
+    @field_serializer("plan", mode="wrap")
+    def _as_before_there_was_a_choice(
+        self, plan: PrivacyPlan, write: SerializerFunctionWrapHandler
+    ) -> dict[str, object]:
+        """Leave the noise out where it is Gaussian: entries from before there was a choice keep their bytes."""
+        written: dict[str, object] = write(plan)
+        return {key: value for key, value in written.items() if (key, value) != ("noise", TrainingNoise.GAUSSIAN)}
 
 
 class Charged(Part):

@@ -12,7 +12,6 @@ from typing import Literal
 from client.ledger.book import Balance, Book, Committed
 from client.ledger.entries import Record
 from client.ledger.recovery import Found
-from common.privacy.accounting import epsilon_of
 from common.study import Digest, Hex32, Line, Name, Part, Unit
 
 _WIDTH, _ROW, _LEFT, _RIGHT = 720, 54, 170, 24
@@ -143,14 +142,7 @@ def _study_line(study: Committed) -> StudyLine:
     plan = study.plan
     charged = 0.0
     if study.training or study.evaluation:
-        charged = epsilon_of(
-            noise_multiplier=plan.noise_multiplier,
-            sampling_rate=plan.sampling_rate,
-            steps=plan.steps_per_charge * study.training,
-            delta=plan.delta,
-            evaluation_noise_multiplier=plan.evaluation_noise_multiplier,
-            evaluation_releases=study.evaluation,
-        )
+        charged = plan.epsilon_of_part(steps=plan.steps_per_charge * study.training, releases=study.evaluation)
     return StudyLine(
         study=Digest(study.study),
         epsilon=study.epsilon,

@@ -23,6 +23,7 @@ from client.training.precision import Precision, computing_in
 from common import errors
 from common.adapters import AdaptedModel
 from common.errors import ConsiliumError
+from common.privacy.sensitive import PrivateCount
 from common.tasks import Encoded, Task
 
 _PREFIX_BATCH = 32
@@ -101,18 +102,32 @@ class Features:
         whole._tokens = tuple(row for part in parts for row in part._tokens)
         whole.targets = np.concatenate([part.targets for part in parts])
         whole.lengths = np.concatenate([part.lengths for part in parts])
-        offsets = np.cumsum([0] + [part.unit_count for part in parts])
+        offsets = np.cumsum([0] + [part.unit_count.on_site() for part in parts])
         whole.units = np.concatenate([part.units + offset for part, offset in zip(parts, offsets, strict=False)])
         whole._hidden = tuple(row for part in parts for row in part._hidden or ()) if first.is_cached else None
         return whole
+
+    def subset(self, rows: NDArray[np.int64], units: NDArray[np.int64]) -> Features:
+        """Return some records as features of their own, sharing their memory: for a simulator's audit.
+
+        rows   records to take, in this order; one may be taken more than once
+        units  (len(rows),) int64, the unit that owns each of them there, dense from 0
+        """
+        part = Features.__new__(Features)
+        part._task, part._prefix_layers = self._task, self._prefix_layers
+        part._is_pooled, part._precision, part._alone = self._is_pooled, self._precision, self._alone
+        part._tokens = tuple(self._tokens[row] for row in rows)
+        part.targets, part.lengths, part.units = self.targets[rows], self.lengths[rows], units
+        part._hidden = None if self._hidden is None else tuple(self._hidden[row] for row in rows)
+        return part
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     @property
-    def unit_count(self) -> int:
-        """Number of units. Sensitive: it steers sampling and never leaves."""
-        return int(self.units.max()) + 1 if len(self.units) else 0
+    def unit_count(self) -> PrivateCount:
+        """Number of units: it steers sampling and never leaves."""
+        return count_units(self.units)
 
     @property
     def is_cached(self) -> bool:
@@ -221,6 +236,11 @@ class Features:
                 errors.PREFLIGHT_REFUSED,
                 f"the frozen prefix of {self._prefix_layers} layers: cached logits differ by {error:.1e}",
             )
+
+
+def count_units(units: NDArray[np.int64]) -> PrivateCount:
+    """Return how many units there are, from the unit of each record, dense from 0."""
+    return PrivateCount(int(units.max()) + 1 if len(units) else 0)
 
 
 def divide(lengths: NDArray[np.int64], size: int) -> list[int]:

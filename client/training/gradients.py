@@ -74,7 +74,7 @@ class PerExampleGradients:
 
         The same numbers as :meth:`parts`, side by side.
         """
-        return torch.cat([part.reshape(len(losses), -1) for part in self.parts(losses)], dim=1)
+        return side_by_side(self.parts(losses))
 
     def parts(self, losses: Tensor) -> tuple[Tensor, ...]:
         """Return (examples, *shape) float32 of each parameter, as computed: the gradient of each example's own loss.
@@ -93,6 +93,11 @@ class PerExampleGradients:
                 raise _refusal(f"{name} has no gradient per example")
             parts.append(found[parameter].float())
         return tuple(parts)
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Return (examples, parameters) from (examples, *shape) of each parameter."""
+    return torch.cat([part.reshape(len(part), part.shape[1:].numel()) for part in parts], dim=1)
 
 
 @dataclass(slots=True)

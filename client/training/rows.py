@@ -25,14 +25,15 @@ def linear_rows(layer: nn.Linear, activations: list[Tensor], gradient: Tensor) -
     """
     gradient = _by_position(gradient)
     rows: Rows = {}
-    if layer.weight.requires_grad:
+    for name, parameter in layer.named_parameters(recurse=False):
+        if not parameter.requires_grad:
+            continue
+        if name == "bias":
+            rows[parameter] = gradient.sum(dim=1)
+            continue
         values = _by_position(activations[0]).to(gradient.dtype)
-        if layer.in_features < layer.out_features:
-            rows[layer.weight] = bmm(values.mT, gradient).mT
-        else:
-            rows[layer.weight] = bmm(gradient.mT, values)
-    if layer.bias is not None and layer.bias.requires_grad:
-        rows[layer.bias] = gradient.sum(dim=1)
+        tall = layer.in_features < layer.out_features
+        rows[parameter] = bmm(values.mT, gradient).mT if tall else bmm(gradient.mT, values)
     return rows
 
 

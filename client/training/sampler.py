@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from client.training.noise import NoiseSource
 from common import errors
 from common.errors import ConsiliumError
+from common.privacy.sensitive import PrivateCount
 
 
-def poisson_sample(units: int, sampling_rate: float, noise: NoiseSource) -> NDArray[np.int64]:
+def poisson_sample(units: PrivateCount, sampling_rate: float, noise: NoiseSource) -> NDArray[np.int64]:
     """Return the units drawn for one step, in rising order; none at all is an answer like any other.
 
-    units          number of units the site holds (sensitive: it must not leave)
+    units          number of units the site holds
     sampling_rate  probability of each unit, in (0, 1], used as it is and never rounded to a batch size
 
     A coin falls on a grid of 2**-53, so its probability exceeds ``sampling_rate`` by less than 2**-53.
@@ -21,7 +22,7 @@ def poisson_sample(units: int, sampling_rate: float, noise: NoiseSource) -> NDAr
     """
     if not 0.0 < sampling_rate <= 1.0:
         raise ConsiliumError(errors.PRIVACY_PARAMETER, f"sampling_rate is {sampling_rate:g}, not within (0, 1]")
-    return np.flatnonzero(noise.uniform(units) < sampling_rate).astype(np.int64)
+    return np.flatnonzero(noise.uniform(units.on_site()) < sampling_rate).astype(np.int64)
 
 
 def cap_records(units: NDArray[np.int64], drawn: NDArray[np.int64], most: int, noise: NoiseSource) -> NDArray[np.int64]:

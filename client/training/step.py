@@ -1,4 +1,7 @@
-"""One private step: per-example gradients, clipped by privacy unit, summed, noised, divided by a public constant."""
+"""One private step: per-example gradients, clipped by privacy unit, summed, noised, divided by a public constant.
+
+With discrete noise each unit's clipped gradient is rounded to a grid by itself, and what follows is exact in integers.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.training.features import Features, device_of
-from client.training.gradients import PerExampleGradients
+from client.training.features import Features, count_units, device_of
+from client.training.gradients import PerExampleGradients, side_by_side
 from client.training.noise import NoiseSource
 from client.training.sampler import cap_records, poisson_sample
 from common import errors
 from common.adapters import AdaptedModel
 from common.errors import ConsiliumError
+from common.privacy.grid import NoiseGrid
 from common.privacy.plan import PrivacyPlan
-from common.study import Unit
+from common.study import TrainingNoise, Unit
 
 _CACHED_VALUES = 1 << 16
 """Gradient values converted to float64 at a time: half a megabyte, which stays in a core's cache."""
@@ -38,11 +42,20 @@ def private_gradient(
 
     Guarantee: the Gaussian mechanism on a Poisson sample of the units, with L2 sensitivity ``plan.clip_norm`` and noise
     ``plan.noise_deviation``, divided by ``plan.divisor``, which knows nothing of the sample [Abadi et al. 2016,
-    alg. 1]. A sample of no unit is noise like any other step.
+    alg. 1]. A sample of no unit is noise like any other step. With discrete noise it is the discrete Gaussian mechanism
+    on the integers of ``plan.grid``, to the last bit; scaling and dividing come after it.
+
+    Raises CSL-201 where discrete noise is asked for and ``features`` were not computed each alone.
     """
     units = privacy_units(features, plan)
-    drawn = poisson_sample(int(units.max()) + 1 if len(units) else 0, plan.sampling_rate, noise)
+    drawn = poisson_sample(count_units(units), plan.sampling_rate, noise)
     rows = cap_records(units, drawn, plan.max_records_per_unit, noise)
+    if plan.noise is TrainingNoise.DISCRETE:
+        summed = rounded_sum(model, features, rows, units, plan.grid, gradients)
+        integers = noise.discrete_gaussian(plan.grid.deviation, len(summed))
+        if integers.shape != summed.shape or integers.dtype != np.int64:
+            raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
+        return (summed + integers).astype(np.float64) * plan.grid.step / plan.divisor
     total = clipped_sum(model, features, rows, units, plan.clip_norm, gradients, micro_batch=micro_batch)
     shock = noise.gaussian(len(total))
     if shock.shape != total.shape or not np.isfinite(shock).all():
@@ -66,19 +79,35 @@ def clipped_sum(
     rows   records that take part
     units  (records,) int64, the unit that owns each record of ``features``
     """
-    device = device_of(model)
-    total = torch.zeros(model.dimension, dtype=torch.float64, device=device)
-    for group in _groups(rows, units, model.dimension):
-        parts = list(features.micro_batches(group, micro_batch))
-        if len(np.unique(units[group])) == len(group):
-            for part in parts:
-                found = gradients.parts(features.losses(model, features.batch(part, device)))
-                total += clip_by_unit(found, torch.from_numpy(units[part]), clip_norm)
-        else:
-            several = [gradients.parts(features.losses(model, features.batch(part, device))) for part in parts]
-            found = tuple(torch.cat(same) for same in zip(*several, strict=True))
-            total += clip_by_unit(found, torch.from_numpy(units[np.concatenate(parts)]), clip_norm)
+    total = torch.zeros(model.dimension, dtype=torch.float64, device=device_of(model))
+    for found, owners in _whole_units(model, features, rows, units, gradients, micro_batch):
+        total += clip_by_unit(found, owners, clip_norm)
     summed: NDArray[np.float64] = total.cpu().numpy()
+    return summed
+
+
+def rounded_sum(
+    model: AdaptedModel,
+    features: Features,
+    rows: NDArray[np.int64],
+    units: NDArray[np.int64],
+    grid: NoiseGrid,
+    gradients: PerExampleGradients,
+) -> NDArray[np.int64]:
+    """Return the sum over units of their clipped and rounded gradients, (parameters,) int64, in steps of the grid.
+
+    Guarantee: adding or removing one unit changes the result by an integer vector of L2 norm at most ``grid.clip``.
+    Sums are of integers modulo 2**64: nothing is rounded after a unit's own numbers, see :meth:`NoiseGrid.check_sum`.
+
+    Arguments as for :func:`clipped_sum`. Every record runs in a batch of its own. Raises CSL-201 unless what was kept
+    of it was computed so too, since only then are a unit's numbers its own to the last bit.
+    """
+    if not features.is_each_alone:
+        raise ConsiliumError(errors.PRIVACY_PARAMETER, "discrete noise needs records that are computed one by one")
+    total = torch.zeros(model.dimension, dtype=torch.int64, device=device_of(model))
+    for found, owners in _whole_units(model, features, rows, units, gradients, 1):
+        total += round_by_unit(side_by_side(found), owners, grid)
+    summed: NDArray[np.int64] = total.cpu().numpy()
     return summed
 
 
@@ -114,6 +143,35 @@ def clip_by_unit(gradients: Tensor | Sequence[Tensor], units: Tensor, clip_norm:
     return torch.cat(totals)
 
 
+def round_by_unit(gradients: Tensor, units: Tensor, grid: NoiseGrid) -> Tensor:
+    """Sum gradients after clipping each privacy unit's total and rounding it to integers, in steps of the grid.
+
+    Guarantee: adding or removing one unit changes the result by an integer vector of L2 norm at most ``grid.clip``, in
+    exact arithmetic; see :meth:`NoiseGrid.rounded_clip`.
+
+    Arguments as for :func:`clip_by_unit`; returns (parameters,) int64.
+    """
+    clip = grid.rounded_clip(gradients.shape[1])
+    total = torch.zeros(gradients.shape[1], dtype=torch.int64, device=gradients.device)
+    for unit in torch.unique(units):
+        # One at a time: in which order a norm's squares are added may depend on how many norms are asked for.
+        mine = units == unit
+        rows, norms = _finite_totals(gradients[mine.to(gradients.device)].double() / grid.step, units[mine])
+        total += torch.round(rows * (clip / norms.clamp(min=clip))[:, None]).long().sum(dim=0)
+    return total
+
+
+def _finite_totals(rows: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each unit's sum of rows, (units, parameters), and its L2 norm; without units that are not finite."""
+    owners, place = torch.unique(units, return_inverse=True)
+    if len(owners) < len(units):
+        summed = torch.zeros(len(owners), rows.shape[1], dtype=torch.float64, device=rows.device)
+        rows = summed.index_add_(0, place.to(rows.device), rows)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    finite = torch.isfinite(norms)
+    return (rows, norms) if bool(finite.all()) else (rows[finite], norms[finite])
+
+
 def privacy_units(features: Features, plan: PrivacyPlan) -> NDArray[np.int64]:
     """Return the unit of each record under the plan: the record itself, or the patient that owns it."""
     return features.units if plan.unit is Unit.PATIENT else np.arange(len(features), dtype=np.int64)
@@ -141,6 +199,28 @@ def _unit_sums(part: Tensor, place: Tensor | None) -> Iterator[tuple[slice, Tens
 def _is_by_columns(part: Tensor) -> bool:
     """Whether each example's matrix is laid out by columns, as the rows of a tall weight are."""
     return part.dim() == 3 and not part.is_contiguous() and part.mT.is_contiguous()
+
+
+def _whole_units(
+    model: AdaptedModel,
+    features: Features,
+    rows: NDArray[np.int64],
+    units: NDArray[np.int64],
+    gradients: PerExampleGradients,
+    micro_batch: int,
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yield gradients, (n, *shape) of each parameter, and the unit that owns each row, (n,); never part of a unit."""
+    device = device_of(model)
+    for group in _groups(rows, units, model.dimension):
+        parts = list(features.micro_batches(group, micro_batch))
+        if len(np.unique(units[group])) == len(group):
+            for part in parts:
+                found = gradients.parts(features.losses(model, features.batch(part, device)))
+                yield found, torch.from_numpy(units[part])
+        else:
+            several = [gradients.parts(features.losses(model, features.batch(part, device))) for part in parts]
+            found = tuple(torch.cat(same) for same in zip(*several, strict=True))
+            yield found, torch.from_numpy(units[np.concatenate(parts)])
 
 
 def _groups(rows: NDArray[np.int64], units: NDArray[np.int64], dimension: int) -> Iterator[NDArray[np.int64]]:

@@ -11,12 +11,16 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import version
-
-import dp_accounting
-from dp_accounting.pld import PLDAccountant
+from typing import TYPE_CHECKING
 
 from common import errors
 from common.errors import ConsiliumError
+from common.privacy.grid import LEAST_GRID_DEVIATION, MOST_DIMENSION, DiscreteNoise, discrete_epsilon
+from common.study import TrainingNoise
+
+if TYPE_CHECKING:
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
 
 ACCOUNTANT = "PLD (dp-accounting)"
 DISCRETISATION = 1e-3
@@ -35,7 +39,6 @@ _LEAST_NOISE = 0.05
 _MOST_NOISE = 100_000.0
 _MOST_STEPS = 10_000_000
 _LEAST_EVALUATION_NOISE = 0.05
-_TAIL = 40.0
 
 
 def accountant_version() -> str:
@@ -43,14 +46,29 @@ def accountant_version() -> str:
     return f"{ACCOUNTANT} {version('dp-accounting')}, grid {DISCRETISATION:g}, add/remove one unit"
 
 
+def pld_accountant(grid: float) -> PLDAccountant:
+    """Return an accountant that has composed nothing yet, under adding or removing one unit.
+
+    Its package takes a second to load, and is loaded where it is used: a command that computes no epsilon never waits.
+    """
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
+    return PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
+
+
 def training_event(noise_multiplier: float, sampling_rate: float, steps: int) -> dp_accounting.DpEvent:
     """Return ``steps`` Poisson-subsampled Gaussian steps."""
+    import dp_accounting
+
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
     return dp_accounting.SelfComposedDpEvent(dp_accounting.PoissonSampledDpEvent(sampling_rate, gaussian), steps)
 
 
 def evaluation_event(noise_multiplier: float, releases: int) -> dp_accounting.DpEvent:
     """Return ``releases`` Gaussian releases that every unit is in: evaluated units are not subsampled."""
+    import dp_accounting
+
     return dp_accounting.SelfComposedDpEvent(dp_accounting.GaussianDpEvent(noise_multiplier), releases)
 
 
@@ -62,31 +80,25 @@ def whole_event(
     evaluation_releases: int,
 ) -> dp_accounting.DpEvent:
     """Return training and evaluation as one composition."""
+    import dp_accounting
+
     parts = [training_event(noise_multiplier, sampling_rate, steps)] if steps else []
     if evaluation_releases:
         parts.append(evaluation_event(evaluation_noise_multiplier, evaluation_releases))
     return dp_accounting.ComposedDpEvent(parts)
 
 
-def discrete_slack(evaluation_noise_multiplier: float, evaluation_releases: int, *, units: int = 1) -> float:
-    """Return 2a, so that discrete Gaussian releases are (eps + 2a, delta e^a) where continuous ones are (eps, delta).
-
-    The evaluation adds integers from the discrete Gaussian, and the accountant knows the continuous one. Compare
-    with the continuous Gaussian rounded to integers, which is post-processing of it. Let s be the standard
-    deviation. The mass at x of the rounded Gaussian is the mean of the density over [x - 1/2, x + 1/2]: the density
-    times 1 + (x²/s² - 1) / (24 s²) and terms of higher order. The discrete Gaussian is the density but for a
-    constant, which is the same for both neighbours because they differ by integers. Up to 40 s from the mean (20 s
-    of tail, beyond which lies less than 1e-88, and 20 s between neighbours, no more as the noise multiplier is at
-    least 0.05) the two masses differ by a factor within e^(±a/2) with a as below, where the other half covers the
-    higher orders. A pointwise factor e^(±a) on both distributions turns the hockey-stick divergence at eps + 2a
-    into at most e^a times the old one at eps. Factors multiply over cells and releases.
-
-    units  added or removed together; so many sensitivities lie between neighbours
-    """
-    tail = _TAIL / 2.0 + max(_TAIL / 2.0, units / evaluation_noise_multiplier)
-    deviation = evaluation_noise_multiplier * EVALUATION_SENSITIVITY
-    slack = 2.0 * EVALUATION_CELLS * evaluation_releases * (tail**2 + 1.0) / (24.0 * deviation**2)
-    return 2.0 * slack
+def discrete_noises(
+    noise: TrainingNoise, steps: int, evaluation_noise_multiplier: float, evaluation_releases: int
+) -> tuple[DiscreteNoise, ...]:
+    """Return where a participation adds discrete Gaussians: in every evaluation, and in training if it says so."""
+    found = []
+    if noise is TrainingNoise.DISCRETE and steps:
+        found.append(DiscreteNoise(LEAST_GRID_DEVIATION, MOST_DIMENSION * steps))
+    if evaluation_releases:
+        deviation = evaluation_noise_multiplier * EVALUATION_SENSITIVITY
+        found.append(DiscreteNoise(deviation, EVALUATION_CELLS * evaluation_releases))
+    return tuple(found)
 
 
 @lru_cache(maxsize=4096)
@@ -98,6 +110,7 @@ def epsilon_of(
     delta: float,
     evaluation_noise_multiplier: float,
     evaluation_releases: int,
+    noise: TrainingNoise = TrainingNoise.GAUSSIAN,
 ) -> float:
     """Return an upper bound of epsilon at ``delta`` for a whole participation.
 
@@ -106,6 +119,7 @@ def epsilon_of(
     steps                        number of steps; 0 leaves the evaluation alone
     evaluation_noise_multiplier  noise over L2 sensitivity of a release
     evaluation_releases          number of releases; 0 leaves training alone
+    noise                        how a step's noise is drawn; the evaluation's is always discrete
 
     Raises CSL-201 for a value out of range.
     """
@@ -113,12 +127,12 @@ def epsilon_of(
     _check("evaluation_noise_multiplier", evaluation_noise_multiplier, _LEAST_EVALUATION_NOISE, _MOST_NOISE)
     _check_composition(sampling_rate, steps, delta, evaluation_releases)
     grid = DISCRETISATION if noise_multiplier >= _LITTLE_NOISE else _COARSE_DISCRETISATION
-    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
+    accountant = pld_accountant(grid)
     accountant.compose(
         whole_event(noise_multiplier, sampling_rate, steps, evaluation_noise_multiplier, evaluation_releases)
     )
-    slack = discrete_slack(evaluation_noise_multiplier, evaluation_releases)
-    epsilon = float(accountant.get_epsilon(delta * math.exp(-slack / 2.0))) + slack
+    noises = discrete_noises(noise, steps, evaluation_noise_multiplier, evaluation_releases)
+    epsilon = discrete_epsilon(accountant, delta, noises)
     if not math.isfinite(epsilon):
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "no finite epsilon holds at this delta")
     return epsilon
@@ -133,6 +147,7 @@ def calibrate_noise(
     steps: int,
     evaluation_noise_multiplier: float,
     evaluation_releases: int,
+    noise: TrainingNoise = TrainingNoise.GAUSSIAN,
 ) -> float:
     """Return the least noise multiplier, rounded up to four decimals, whose epsilon is at most the one asked for.
 
@@ -145,22 +160,23 @@ def calibrate_noise(
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "steps must be at least 1")
     target = epsilon * (1.0 - 1e-9)
 
-    def excess(noise: float) -> float:
+    def excess(noise_multiplier: float) -> float:
         spent = epsilon_of(
-            noise_multiplier=noise,
+            noise_multiplier=noise_multiplier,
             sampling_rate=sampling_rate,
             steps=steps,
             delta=delta,
             evaluation_noise_multiplier=evaluation_noise_multiplier,
             evaluation_releases=evaluation_releases,
+            noise=noise,
         )
         return math.log(max(spent, 1e-300) / target)
 
     low, high = _bracket(excess)
-    noise = math.ceil(_least_root(excess, low, high) * 1e4) / 1e4
-    while excess(noise) > 0.0:
-        noise = round(noise + 1e-4, 4)
-    return noise
+    least = math.ceil(_least_root(excess, low, high) * 1e4) / 1e4
+    while excess(least) > 0.0:
+        least = round(least + 1e-4, 4)
+    return least
 
 
 def _bracket(excess: Callable[[float], float]) -> tuple[float, float]:

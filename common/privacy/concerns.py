@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from common.privacy.accounting import epsilon_of
 from common.privacy.groups import NAMELESS_EPSILON, epsilon_for_group
 from common.privacy.plan import TESTED_SHARE, PrivacyPlan, expected_half_width, units_to_test
 from common.study import Kind, Study, Unit
@@ -91,7 +90,7 @@ def _of_the_guarantee(study: Study, plan: PrivacyPlan) -> Iterator[tuple[str, st
 def _of_the_budget(study: Study, plan: PrivacyPlan) -> Iterator[tuple[str, str]]:
     rounds, charges, stated = study.training.rounds, plan.max_charges, study.privacy.epsilon
     if charges > _SPARE_CHARGES * rounds:
-        planned = _epsilon(plan, steps=rounds * plan.steps_per_charge, releases=plan.evaluation_releases)
+        planned = plan.epsilon_of_part(steps=rounds * plan.steps_per_charge, releases=plan.evaluation_releases)
         yield (
             "charges",
             f"the budget covers {charges:,} sums where {rounds:,} are planned, which alone would spend epsilon "
@@ -123,7 +122,7 @@ def _of_the_evaluation(study: Study, plan: PrivacyPlan, tested_share: float) -> 
     releases = plan.evaluation_releases
     if not releases:
         return
-    alone = _epsilon(plan, steps=0, releases=releases)
+    alone = plan.epsilon_of_part(steps=0, releases=releases)
     if releases > MANY_RELEASES or alone > 0.5 * plan.epsilon():
         yield (
             "releases",
@@ -140,14 +139,3 @@ def _of_the_evaluation(study: Study, plan: PrivacyPlan, tested_share: float) -> 
             f"the bands hold. {needed:,} tested in all would bring it to ±{100 * WIDE:.0f} points; so would less "
             "noise, at the price of epsilon.",
         )
-
-
-def _epsilon(plan: PrivacyPlan, *, steps: int, releases: int) -> float:
-    return epsilon_of(
-        noise_multiplier=plan.noise_multiplier,
-        sampling_rate=plan.sampling_rate,
-        steps=steps,
-        delta=plan.delta,
-        evaluation_noise_multiplier=plan.evaluation_noise_multiplier,
-        evaluation_releases=releases,
-    )

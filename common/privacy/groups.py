@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-
-import dp_accounting
-from dp_accounting.pld import PLDAccountant
+from typing import TYPE_CHECKING
 
 from common import errors
 from common.errors import ConsiliumError
-from common.privacy.accounting import discrete_slack
+from common.privacy.accounting import evaluation_event, pld_accountant
+from common.privacy.grid import discrete_epsilon
 from common.privacy.plan import PrivacyPlan
 from common.study import Unit
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 SHOWN_GROUPS = (1, 2, 10)
 """Numbers of records for which a record-level statement prints the guarantee."""
@@ -54,18 +56,18 @@ def epsilon_for_group(plan: PrivacyPlan, records: int) -> float:
     if records == 1:
         return own
     grid = _GRID_PER_RECORD * records
-    accountant = PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, grid)
+    accountant = pld_accountant(grid)
     accountant.compose(group_step(plan, records), plan.steps)
     if plan.evaluation_releases:
-        release = dp_accounting.GaussianDpEvent(plan.evaluation_noise_multiplier / records)
-        accountant.compose(release, plan.evaluation_releases)
-    slack = discrete_slack(plan.evaluation_noise_multiplier, plan.evaluation_releases, units=records)
+        accountant.compose(evaluation_event(plan.evaluation_noise_multiplier / records, plan.evaluation_releases))
     # More records are never safer; the grid's rounding must not make it look so.
-    return max(own, float(accountant.get_epsilon(plan.delta * math.exp(-slack / 2.0))) + slack)
+    return max(own, discrete_epsilon(accountant, plan.delta, plan.discrete_noises))
 
 
 def group_step(plan: PrivacyPlan, records: int) -> dp_accounting.DpEvent:
     """Return one step as ``records`` units together see it: distances 0 to ``records`` clip norms, binomial."""
+    import dp_accounting
+
     rate = plan.sampling_rate
     if rate == 1.0:
         return dp_accounting.GaussianDpEvent(plan.noise_multiplier / records)

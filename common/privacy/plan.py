@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import dp_accounting
+from typing import TYPE_CHECKING
 
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
-from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, epsilon_of, whole_event
-from common.study import Evaluation, Privacy, Study, Training, Unit
+from common.privacy.accounting import (
+    EVALUATION_SCALE,
+    EVALUATION_SENSITIVITY,
+    discrete_noises,
+    epsilon_of,
+    whole_event,
+)
+from common.privacy.grid import DiscreteNoise, NoiseGrid
+from common.study import Evaluation, Privacy, Study, Training, TrainingNoise, Unit
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,7 @@ class PrivacyPlan:
     evaluation_releases          evaluation releases
     delta                        at which epsilon is stated
     population                   the site's public weight band, never a live count
+    noise                        how the noise of a step is drawn: in float64, or exactly, on a grid of integers
     """
 
     unit: Unit
@@ -46,6 +56,7 @@ class PrivacyPlan:
     evaluation_releases: int
     delta: float
     population: int
+    noise: TrainingNoise = TrainingNoise.GAUSSIAN
 
     def __post_init__(self) -> None:
         for name in ("clip_norm", "noise_multiplier", "evaluation_noise_multiplier"):
@@ -55,6 +66,9 @@ class PrivacyPlan:
         for name in ("max_records_per_unit", "steps_per_charge", "max_charges", "population"):
             if getattr(self, name) < 1:
                 raise ConsiliumError(errors.PRIVACY_PARAMETER, f"{name} must be at least 1")
+        if self.noise is TrainingNoise.DISCRETE:
+            # Twice the band: a site may have grown since it declared its size.
+            self.grid.check_sum(2 * self.population)
 
     @classmethod
     def of(cls, privacy: Privacy, training: Training, evaluation: Evaluation, *, population: int) -> PrivacyPlan:
@@ -71,6 +85,7 @@ class PrivacyPlan:
             evaluation_releases=evaluation.releases,
             delta=privacy.delta,
             population=population,
+            noise=privacy.noise,
         )
 
     @classmethod
@@ -103,6 +118,16 @@ class PrivacyPlan:
         return self.noise_multiplier * self.clip_norm
 
     @property
+    def grid(self) -> NoiseGrid:
+        """Where the numbers of a step with discrete noise lie; raises CSL-201 where there is no such grid."""
+        return NoiseGrid.of(self.clip_norm, self.noise_deviation)
+
+    @property
+    def discrete_noises(self) -> tuple[DiscreteNoise, ...]:
+        """Where discrete Gaussians are added while :meth:`event` composes continuous ones."""
+        return discrete_noises(self.noise, self.steps, self.evaluation_noise_multiplier, self.evaluation_releases)
+
+    @property
     def evaluation_deviation(self) -> float:
         """Parameter of the discrete Gaussian added to each cell of an evaluation, in fixed point."""
         return self.evaluation_noise_multiplier * EVALUATION_SENSITIVITY
@@ -119,13 +144,18 @@ class PrivacyPlan:
 
     def epsilon(self) -> float:
         """Return epsilon at ``delta`` for all charges and all releases together, rounded up by the accountant."""
+        return self.epsilon_of_part(steps=self.steps, releases=self.evaluation_releases)
+
+    def epsilon_of_part(self, *, steps: int, releases: int) -> float:
+        """Return what so many steps and evaluation releases would have cost by themselves, at ``delta``."""
         return epsilon_of(
             noise_multiplier=self.noise_multiplier,
             sampling_rate=self.sampling_rate,
-            steps=self.steps,
+            steps=steps,
             delta=self.delta,
             evaluation_noise_multiplier=self.evaluation_noise_multiplier,
-            evaluation_releases=self.evaluation_releases,
+            evaluation_releases=releases,
+            noise=self.noise,
         )
 
 

@@ -10,14 +10,27 @@ import math
 from collections.abc import Mapping
 
 from common.identity import SiteId, fingerprint
-from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, accountant_version, epsilon_of
+from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY, accountant_version
 from common.privacy.groups import NAMELESS_EPSILON, SHOWN_GROUPS, epsilon_for_person
 from common.privacy.plan import PrivacyPlan, cell_bound, expected_half_width, units_to_test
-from common.study import Kind, Study, Unit
+from common.study import Kind, Study, TrainingNoise, Unit
 
 NEIGHBOUR: Mapping[Unit, str] = {
     Unit.RECORD: "add or remove one record",
     Unit.PATIENT: "add or remove one patient with all of their records",
+}
+
+_NOISE: Mapping[TrainingNoise, str] = {
+    TrainingNoise.GAUSSIAN: "Gaussian noise",
+    TrainingNoise.DISCRETE: "discrete Gaussian noise",
+}
+_DRAWN: Mapping[TrainingNoise, str] = {
+    TrainingNoise.GAUSSIAN: "Training's is made by Box-Muller in float64, with tails to 9.49 standard deviations, and\n"
+    "added in floating point, whose rounding is not covered by the proof [Mironov 2012]: sums are formed in\n"
+    "float64 and then rounded to float32 and to the grid of the secure sum.",
+    TrainingNoise.DISCRETE: "Training's is exact in integers too: each unit's clipped gradient is rounded to a grid\n"
+    "by itself, sums and discrete Gaussians are integers, and only the finished number is scaled back. No rounding\n"
+    "is left outside the proof.",
 }
 
 _STATEMENT = """\
@@ -42,7 +55,7 @@ evaluation release(s) |
 | training alone | epsilon {training} |
 | evaluation alone | epsilon {evaluating} |
 | mechanism | DP-SGD: Poisson sampling at rate {rate:.10g}, each unit's gradient clipped to L2 norm {clip:.10g}, \
-Gaussian noise of standard deviation {sigma:.10g} times the clip norm |
+{noise} of standard deviation {sigma:.10g} times the clip norm |
 | steps charged | {steps}, whether they are executed or not |
 | weight of a site, divisor of a step | its public band, from {least:,} to {most:,} {unit}s, and the sampling rate \
 times that band; never a count |
@@ -85,10 +98,7 @@ fixed at signing, and one accountant composes all of it. Across studies on one a
 this guarantee |
 
 ## Randomness
-{randomness} Gaussians by Box-Muller in float64, with tails to 9.49 standard deviations; the evaluation's
-noise is exact in integers [Canonne, Kamath and Steinke 2020]. Training noise is added in floating point,
-whose rounding is not covered by the proof [Mironov 2012]: sums are formed in float64 and then rounded to
-float32 and to the grid of the secure sum.
+{randomness} The evaluation's noise is exact in integers [Canonne, Kamath and Steinke 2020]. {drawn}
 
 ## What is not promised
 - **Several sites.** A patient known to k sites of the study is in k guarantees, which compose: epsilon and delta
@@ -145,14 +155,16 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         unit=plan.unit.value,
         neighbour=NEIGHBOUR[plan.unit],
         stated=study.privacy.epsilon,
-        epsilon=_up(plan.epsilon()),
-        rounded=_up(plan.epsilon(), 2).rstrip("0").rstrip("."),
+        epsilon=rounded_up(plan.epsilon()),
+        rounded=rounded_up(plan.epsilon(), 2).rstrip("0").rstrip("."),
         delta=plan.delta,
         charges=plan.max_charges,
         steps_per_charge=plan.steps_per_charge,
         releases=plan.evaluation_releases,
-        training=_up(_part(plan, plan.steps, 0)),
-        evaluating=_up(_part(plan, 0, plan.evaluation_releases) if plan.evaluation_releases else 0.0),
+        training=rounded_up(plan.epsilon_of_part(steps=plan.steps, releases=0)),
+        evaluating=rounded_up(
+            plan.epsilon_of_part(steps=0, releases=plan.evaluation_releases) if plan.evaluation_releases else 0.0
+        ),
         rate=plan.sampling_rate,
         clip=plan.clip_norm,
         sigma=plan.noise_multiplier,
@@ -162,9 +174,9 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         rounds=study.training.rounds,
         spare=plan.max_charges - study.training.rounds,
         sites=len(bands),
-        two_epsilon=_up(2 * plan.epsilon()),
+        two_epsilon=rounded_up(2 * plan.epsilon()),
         two_delta=2 * plan.delta,
-        all_epsilon=_up(len(bands) * plan.epsilon()),
+        all_epsilon=rounded_up(len(bands) * plan.epsilon()),
         all_delta=len(bands) * plan.delta,
         signing=_GENERAL
         if site is None
@@ -172,6 +184,8 @@ def statement(study: Study, site: SiteId | None = None) -> str:
         accountant=accountant_version(),
         records=_records(plan),
         evaluation=_evaluation(study, plan),
+        noise=_NOISE[plan.noise],
+        drawn=_DRAWN[plan.noise],
         randomness="A simulation may seed its randomness, and is then not private at all; its metrics say so."
         if simulated
         else "Sampling and noise come from an AES-256-CTR keystream keyed by the operating system.",
@@ -191,17 +205,6 @@ def _evaluation(study: Study, plan: PrivacyPlan) -> str:
         bound=cell_bound(study),
         width=100 * expected_half_width(study),
         needed=units_to_test(study, 0.1),
-    )
-
-
-def _part(plan: PrivacyPlan, steps: int, releases: int) -> float:
-    return epsilon_of(
-        noise_multiplier=plan.noise_multiplier,
-        sampling_rate=plan.sampling_rate,
-        steps=steps,
-        delta=plan.delta,
-        evaluation_noise_multiplier=plan.evaluation_noise_multiplier,
-        evaluation_releases=releases,
     )
 
 
@@ -229,9 +232,9 @@ def _records(plan: PrivacyPlan) -> str:
 def _epsilon_shown(epsilon: float) -> str:
     if math.isinf(epsilon):
         return "no finite bound: not protected"
-    return _up(epsilon) + (" (no protection to speak of)" if epsilon > NAMELESS_EPSILON else "")
+    return rounded_up(epsilon) + (" (no protection to speak of)" if epsilon > NAMELESS_EPSILON else "")
 
 
-def _up(epsilon: float, digits: int = 4) -> str:
+def rounded_up(epsilon: float, digits: int = 4) -> str:
     """Print an epsilon, never smaller than it is."""
     return f"{math.ceil(epsilon * 10**digits) / 10**digits:.{digits}f}"

@@ -9,14 +9,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-import os
-import platform
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import dp_accounting
@@ -24,6 +19,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from common.privacy.accounting import DISCRETISATION, epsilon_of, training_event
+from simulations.benchmarks._rows import save
 
 Row = dict[str, float | int | None]
 OUT = Path("runs/bench/epsilon.json")
@@ -81,18 +77,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     out: Path = parser.parse_args(argv).out
     rows = [measure(*cell) for cell in cells()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    meta = {
-        "command": "make bench NAME=epsilon",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("dp-accounting", "opacus")},
-        "grid": DISCRETISATION,
-        "prv_error": _PRV_ERROR,
-    }
-    out.write_text(json.dumps(rows, indent=1) + "\n")
-    out.with_suffix(".meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    save(out, rows, "make bench NAME=epsilon", ("dp-accounting", "opacus"), {"grid": DISCRETISATION, "prv": _PRV_ERROR})
     print(table(rows))
     wrong = below_pld(rows)
     print(f"{len(rows)} cells; ours is below PLD's in {len(wrong)}")

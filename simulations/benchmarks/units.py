@@ -9,13 +9,8 @@ released.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +22,7 @@ from common.stopwatch import Stopwatch
 from common.study import Unit
 from simulations import scenario as scenarios
 from simulations.authoring import Consortium, author, privacy_of
+from simulations.benchmarks._rows import Row, kept, save
 from simulations.engines import EntropySource
 from simulations.federation import federate
 from simulations.preparation import prepare
@@ -34,7 +30,6 @@ from simulations.progress import SilentProgress
 from simulations.scenario import Scenario
 from simulations.summary import own_tests
 
-Row = dict[str, float | int | str | None]
 Cell = tuple[Unit, float, int]
 OUT = Path("runs/bench/units.json")
 NOTES = 6
@@ -42,6 +37,7 @@ NOTES = 6
 SHOWN = (1, 2, NOTES)
 EPSILONS = (8.0, 3.0)
 SEEDS = (7, 8, 9)
+_PACKAGES = ("torch", "opacus", "dp-accounting", "flwr")
 
 
 def variant(unit: Unit, epsilon: float, seed: int, base: Scenario | None = None) -> Scenario:
@@ -128,33 +124,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured")
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args(argv)
-    rows: list[Row] = [] if chosen.fresh or not chosen.out.exists() else list(json.loads(chosen.out.read_text()))
+    rows = kept(chosen.out, fresh=chosen.fresh)
     done = {(row["unit"], row["epsilon"], row["seed"]) for row in rows}
     for unit, epsilon, seed in cells():
         if (unit.value, epsilon, seed) in done:
             continue
         rows.append(measure(variant(unit, epsilon, seed)))
-        _save(chosen.out, rows)
+        save(chosen.out, rows, "make bench NAME=units", _PACKAGES, {"notes": NOTES})
         print(f"{unit.value}, epsilon {epsilon:g}, seed {seed}: done", flush=True)
     print(table(rows))
     return 0
-
-
-def _save(out: Path, rows: Sequence[Row]) -> None:
-    """Write the rows, and beside them where and when they were measured; whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    meta = {
-        "command": "make bench NAME=units",
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "opacus", "dp-accounting", "flwr")},
-        "notes": NOTES,
-    }
-    for path, content in ((out, list(rows)), (out.with_suffix(".meta.json"), meta)):
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(content, indent=1) + "\n")
-        fresh.replace(path)
 
 
 def _finite(epsilon: float) -> float | None:

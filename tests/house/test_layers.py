@@ -54,16 +54,20 @@ def test_a_light_module_loads_without_the_machine_learning_stack(module: str) ->
     assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stdout + result.stderr
 
 
-def test_help_needs_no_machine_learning_stack() -> None:
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("simulations.cli", ["--help"]), ("client.cli", ["--help"]), ("client.cli", ["ledger", "--help"])],
+)
+def test_help_needs_no_machine_learning_stack_and_no_accountant(module: str, arguments: list[str]) -> None:
     program = f"""
 import sys
-from simulations.cli import main
-sys.argv = ["consilium-sim", "--help"]
+from {module} import main
+sys.argv = ["command", *{arguments!r}]
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+print([name for name in {(*HEAVY, "dp_accounting", "scipy")!r} if name in sys.modules], file=sys.stderr)
 """
     result = run("-c", program)
     assert (result.stderr.strip(), result.returncode) == ("[]", 0), result.stdout + result.stderr

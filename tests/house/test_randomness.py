@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from client.training.noise import SystemNoise
-from common.study import Study
+from common.study import Study, TrainingNoise
 from simulations import run
 from simulations.engines import EntropySource
 from simulations.federation import noise_of
@@ -79,8 +79,10 @@ def test_the_environment_is_read_nowhere_near_noise() -> None:
 def test_no_field_of_a_study_selects_noise_and_a_scenarios_seed_is_for_its_data(
     model: type[BaseModel], allowed: set[str]
 ) -> None:
-    suspicious = {name for name in names(model) if "seed" in name or "random" in name or name == "noise"}
+    """``privacy.noise`` says which distribution, never from where: both are drawn from the system's CSPRNG."""
+    suspicious = {name for name in names(model) if "seed" in name or "random" in name}
     assert suspicious == allowed
+    assert {noise.value for noise in TrainingNoise} == {"gaussian", "discrete-gaussian"}
 
 
 def test_the_noise_of_a_site_takes_no_seed() -> None:

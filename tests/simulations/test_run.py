@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModel
@@ -18,9 +19,10 @@ from common import backbone as backbones
 from common.adapters import METHODS, attach
 from common.adapters.release import load_release
 from common.identity import PublicKey
-from common.study import Kind, Study
+from common.study import Kind, Study, TrainingNoise
 from simulations import metrics as m
 from simulations.cli import app, show
+from simulations.noise import SeededNoise
 from simulations.progress import SilentProgress
 from simulations.run import run_scenario
 from simulations.scenario import Baseline, Scenario, from_fields
@@ -210,6 +212,24 @@ def test_units_are_those_of_the_study(data: Path, encoder: Path, tmp_path: Path,
     privacy = {"unit": unit, "epsilon": 8.0, "delta": 1e-5, "sampling_rate": 0.5}
     metrics = run(scenario(encoder, privacy=privacy, evaluation={"releases": 0}), data, tmp_path)
     assert all((site.units == site.train_examples) == (unit == "record") for site in metrics.sites)
+
+
+def test_a_whole_study_trains_with_discrete_noise_and_draws_no_other(
+    data: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(noise: SeededNoise, size: int) -> NDArray[np.float64]:
+        raise AssertionError(f"{size} Gaussians in floating point")
+
+    monkeypatch.setattr(SeededNoise, "gaussian", refused)
+    # So little noise that something is learned in four rounds, and seeded so that it always is.
+    privacy = {"noise": "discrete-gaussian", "epsilon": 200.0, "delta": 1e-5, "sampling_rate": 0.5}
+    metrics = run(scenario(encoder, privacy=privacy), data, tmp_path, noise_seed=1)
+    accuracies = [point.accuracy or 0.0 for point in metrics.curve]
+    assert accuracies[-1] > accuracies[0], accuracies
+    signed, _ = agreement.read(tmp_path / "release" / "agreement")
+    study = agreement.verify_study(signed, PublicKey(bytes.fromhex(_operator(signed.canonical))))
+    assert study.privacy.noise is TrainingNoise.DISCRETE
+    assert "discrete Gaussian noise" in (tmp_path / "release" / "README.md").read_text()
 
 
 def test_the_report_names_the_study_and_its_privacy(finished: tuple[Path, m.Metrics]) -> None:

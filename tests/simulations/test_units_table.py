@@ -10,6 +10,7 @@ import pytest
 from common.study import Unit
 from simulations import scenario as scenarios
 from simulations.benchmarks import units
+from simulations.benchmarks._rows import Row
 from simulations.scenario import Scenario, from_fields
 from tests.encoders import write_encoder
 
@@ -71,10 +72,10 @@ def test_a_cell_that_was_measured_is_not_measured_again(
 ) -> None:
     measured: list[tuple[str, float, int]] = []
 
-    def invented(chosen: Scenario) -> units.Row:
+    def invented(chosen: Scenario) -> Row:
         privacy = chosen.privacy
         measured.append((privacy.unit.value, privacy.epsilon, chosen.seed))
-        row: units.Row = {"unit": privacy.unit.value, "epsilon": privacy.epsilon, "seed": chosen.seed}
+        row: Row = {"unit": privacy.unit.value, "epsilon": privacy.epsilon, "seed": chosen.seed}
         spent = {f"epsilon_{records}": None if records == 6 else 1.0 * records for records in units.SHOWN}
         figures = {"noise_multiplier": 1.5, "accuracy": 0.8, "released": 0.81, "low": 0.7, "high": 0.9}
         return {**row, **spent, **figures}

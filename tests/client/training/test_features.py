@@ -91,7 +91,7 @@ def test_joined_features_hold_every_record_and_keep_units_apart(model: AdaptedMo
     one, two = Features(model, encode(5, [0, 0, 1, 2, 2])), Features(model, encode(3, [0, 1, 1], seed=1))
     whole = Features.joined((one, two))
     assert whole.units.tolist() == [0, 0, 1, 2, 2, 3, 4, 4]
-    assert whole.unit_count == 5
+    assert whole.unit_count.on_site() == 5
     assert whole.cache_bytes == one.cache_bytes + two.cache_bytes
     with torch.no_grad():
         joined = whole.losses(model, whole.batch(np.array([1, 6])))
@@ -102,7 +102,7 @@ def test_joined_features_hold_every_record_and_keep_units_apart(model: AdaptedMo
 def test_a_site_without_records_has_features(model: AdaptedModel, encode: Encode) -> None:
     features = Features(model, encode(0))
     assert len(features) == 0
-    assert features.unit_count == 0
+    assert features.unit_count.on_site() == 0
     assert list(features.micro_batches(np.arange(0), 4)) == []
 
 

@@ -15,7 +15,6 @@ from common.errors import ConsiliumError
 from common.privacy.accounting import (
     accountant_version,
     calibrate_noise,
-    discrete_slack,
     epsilon_of,
     training_event,
     whole_event,
@@ -107,20 +106,6 @@ def test_evaluation_composes_with_training() -> None:
     ]
     whole, training, evaluation = parts
     assert max(training, evaluation) < whole < training + evaluation
-
-
-def test_the_slack_for_discrete_noise_bounds_an_exact_discrete_accounting() -> None:
-    """In one dimension dp-accounting knows the discrete Gaussian exactly; ours must cover it."""
-    from dp_accounting.pld.privacy_loss_distribution import from_discrete_gaussian_mechanism, from_gaussian_mechanism
-
-    sensitivity, multiplier = 50, 1.0
-    exact = from_discrete_gaussian_mechanism(multiplier * sensitivity, sensitivity, value_discretization_interval=1e-4)
-    continuous = from_gaussian_mechanism(multiplier, value_discretization_interval=1e-4)
-    a = (40.0**2 + 1.0) / (24.0 * (multiplier * sensitivity) ** 2) * 2.0
-    for epsilon in (0.5, 1.0, 2.0, 4.0):
-        ceiling = math.exp(a) * continuous.get_delta_for_epsilon(epsilon - 2 * a)
-        assert exact.get_delta_for_epsilon(epsilon) <= ceiling
-    assert discrete_slack(5.0, 1) < 1e-5
 
 
 @given(

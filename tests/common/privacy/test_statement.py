@@ -21,7 +21,7 @@ from common.privacy.accounting import accountant_version
 from common.privacy.groups import epsilon_for_group
 from common.privacy.plan import PrivacyPlan, cell_bound, expected_half_width
 from common.privacy.statement import NEIGHBOUR, statement
-from common.study import Study, Unit
+from common.study import Study, TrainingNoise, Unit
 from tests.studies import fields
 
 PATIENTS = {"unit": "patient", "max_records_per_unit": 3}
@@ -261,6 +261,17 @@ def test_a_title_cannot_break_the_page() -> None:
 )
 def test_residual_leaks_are_stated(topic: str) -> None:
     assert topic.lower() in statement(study(kind="deployment")).lower()
+
+
+@pytest.mark.parametrize("noise", TrainingNoise)
+def test_it_says_which_noise_holds_and_whether_rounding_is_within_the_proof(noise: TrainingNoise) -> None:
+    agreed = study(kind="deployment", privacy={"noise": noise})
+    text = statement(agreed)
+    is_discrete = noise is TrainingNoise.DISCRETE
+    assert ("discrete Gaussian noise" in rows(text)["mechanism"]) == is_discrete
+    assert ("No rounding\nis left outside the proof" in text) == is_discrete
+    assert ("rounding is not covered by the proof" in text) != is_discrete
+    assert agreed.digest != study(kind="deployment", privacy={"noise": "gaussian"}).digest or not is_discrete
 
 
 def test_a_study_that_spends_more_than_it_states_has_no_statement() -> None:
