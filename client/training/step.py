@@ -122,25 +122,21 @@ def clip_by_unit(gradients: Tensor | Sequence[Tensor], units: Tensor, clip_norm:
     returns     (parameters,) float64; zeros where there is no example
 
     A unit whose gradient is not finite counts as zero, so it can neither leak nor poison (RULES 13). Norms and sums are
-    in float64, so that rounding adds less than 1e-12 of the clip norm; a few columns at a time are converted.
+    in float64, so that rounding adds less than 1e-12 of the clip norm.
     """
     if not 0.0 < clip_norm < float("inf"):
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "clip_norm must be finite and above 0")
     parts = (gradients,) if isinstance(gradients, Tensor) else tuple(gradients)
-    owners, place = torch.unique(units.to(parts[0].device), return_inverse=True)
-    shared = place if len(owners) < len(units) else None
-    found = [torch.linalg.vector_norm(sums, dim=1) for part in parts for _, sums in _unit_sums(part, shared)]
-    norms = torch.linalg.vector_norm(torch.stack(found), dim=0)
+    rows = [_as_it_lies(part) for part in parts]
+    owners, place = torch.unique(units.to(rows[0].device), return_inverse=True)
+    if len(owners) < len(units):
+        rows = [_sum_by_unit(part, place, len(owners)) for part in rows]
+    norms = torch.stack([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in rows]).norm(dim=0)
     finite = torch.isfinite(norms)
-    kept = None if bool(finite.all()) else finite
-    weights = clip_norm / (norms if kept is None else norms[kept]).clamp(min=clip_norm)
-    totals = []
-    for part in parts:
-        total = torch.empty(part.shape[1:].numel(), dtype=torch.float64, device=part.device)
-        for columns, sums in _unit_sums(part, shared):
-            torch.mv((sums if kept is None else sums[kept]).T, weights, out=total[columns])
-        totals.append(total.view(part.mT.shape[1:]).T.flatten() if _is_by_columns(part) else total)
-    return torch.cat(totals)
+    if not bool(finite.all()):
+        rows, norms = [part[finite] for part in rows], norms[finite]
+    factors = clip_norm / norms.clamp(min=clip_norm)
+    return torch.cat([_in_order(_weighted_sum(own, factors), part) for own, part in zip(rows, parts, strict=True)])
 
 
 def round_by_unit(gradients: Tensor, units: Tensor, grid: NoiseGrid) -> Tensor:
@@ -177,28 +173,31 @@ def privacy_units(features: Features, plan: PrivacyPlan) -> NDArray[np.int64]:
     return features.units if plan.unit is Unit.PATIENT else np.arange(len(features), dtype=np.int64)
 
 
-def _unit_sums(part: Tensor, place: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the sums of each unit's rows, (units, columns) float64, a few columns at a time, as they lie in memory.
+def _sum_by_unit(rows: Tensor, place: Tensor, units: int) -> Tensor:
+    """Return each unit's sum of rows, (units, columns) float64; ``place`` is the unit of each row."""
+    summed = torch.zeros(units, rows.shape[1], dtype=torch.float64, device=rows.device)
+    return summed.index_add_(0, place, rows.double())
 
-    place  (examples,) int64, which unit owns each row of ``part``; None where each row is a unit of its own
-    """
-    flat = (part.mT if _is_by_columns(part) else part).reshape(len(part), part.shape[1:].numel())
-    most = _CACHED_VALUES if part.device.type == "cpu" else _GROUP_VALUES
-    width = min(flat.shape[1], max(1, most // max(1, len(part))))
-    scratch = torch.empty(len(part) * width, dtype=torch.float64, device=part.device)
-    for start in range(0, flat.shape[1], width):
-        columns = slice(start, start + width)
-        values = flat[:, columns]
-        rows = scratch[: values.numel()].view(values.shape).copy_(values)
-        if place is not None:
-            units = int(place.max()) + 1
-            rows = torch.zeros(units, rows.shape[1], dtype=rows.dtype, device=rows.device).index_add_(0, place, rows)
-        yield columns, rows
+
+def _weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return weights times rows, (columns,) float64, converting a few columns at a time where there is a cache."""
+    width = max(1, _CACHED_VALUES // max(1, len(rows))) if rows.device.type == "cpu" else rows.shape[1]
+    return torch.cat([torch.mv(some.double().T, weights) for some in rows.split(width, dim=1)])
 
 
 def _is_by_columns(part: Tensor) -> bool:
     """Whether each example's matrix is laid out by columns, as the rows of a tall weight are."""
     return part.dim() == 3 and not part.is_contiguous() and part.mT.is_contiguous()
+
+
+def _as_it_lies(part: Tensor) -> Tensor:
+    """Return (examples, columns) from (examples, *shape), in the order of memory, so that nothing is copied."""
+    return (part.mT if _is_by_columns(part) else part).reshape(len(part), part.shape[1:].numel())
+
+
+def _in_order(total: Tensor, part: Tensor) -> Tensor:
+    """Return the columns of :func:`_as_it_lies` in the order of the parameter."""
+    return total.view(part.mT.shape[1:]).T.flatten() if _is_by_columns(part) else total
 
 
 def _whole_units(
