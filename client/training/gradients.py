@@ -66,6 +66,7 @@ class PerExampleGradients:
             module.training = False
         if self._hooks is not None:
             self._hooks.cleanup()
+            self._hooks.forget()
             self._hooks = None
         _clear(self._model)
 
@@ -106,6 +107,7 @@ class _Call:
 
     layer: nn.Module
     activations: Tensor | None
+    version: int
     output: GradientEdge
 
 
@@ -117,7 +119,8 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
 
     A lean hook remembers a call's input and asks the output's node for its gradient. Where every watched layer has one,
     autograd is sent to the lowest watched outputs and no further: it computes none of the summed weight gradients,
-    which nobody reads.
+    which nobody reads. That is right because the gradient of an output does not depend on how far below it autograd
+    goes, and because each call must be met exactly once: a call that was missed, or met twice, is refused.
     """
 
     # Ours alone: Opacus' own registry is shared by the whole process and stays as it is.
@@ -129,10 +132,13 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
         self.theirs: list[nn.Module] = []
         self._order: list[nn.Module] = []
         self._lowest: list[int] = []
-        self._forget()
+        self._rows: Rows = {}
+        self._calls: list[_Call] = []
+        self._examples = 0
         super().__init__(model, batch_first=True, loss_reduction="sum", strict=True)
         for module in self.own:
-            self.autograd_grad_sample_hooks.append(module.register_forward_hook(self._watch))
+            # First, so that what it sees is the layer's own output, whatever other hooks make of it.
+            self.autograd_grad_sample_hooks.append(module.register_forward_hook(self._watch, prepend=True))
 
     def iterate_submodules(self, module: nn.Module) -> Iterator[nn.Module]:
         """Yield the modules that Opacus is to watch, keeping those that are ours; it calls this for each child."""
@@ -167,7 +173,7 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
                     raise _refusal(f"{self._where(call.layer)} was called, and the loss does not depend on it")
             return self._rows
         finally:
-            self._forget()
+            self.forget()
 
     def capture_backprops_hook(self, module: nn.Module, *given: object, **options: object) -> None:
         """Take the rows of one of Opacus' layers in the backward pass; raises CSL-330 naming one that has none."""
@@ -182,18 +188,19 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
             return
         if len(inputs) != 1:
             raise _refusal(f"{self._where(module)} has no gradient per example: it is called with named inputs")
-        edge = get_gradient_edge(output)
-        call = _Call(module, inputs[0].detach(), edge)
-        self._calls.append(call)
-
-        def take(gradients: tuple[Tensor, ...]) -> None:
-            self._take(call, gradients[edge.output_nr])
-
-        edge.node.register_prehook(take)
+        edge, activations = get_gradient_edge(output), inputs[0].detach()
+        # The hook holds the list, not the call: a call's node that held its call would never be freed.
+        calls, place, number = self._calls, len(self._calls), edge.output_nr
+        calls.append(_Call(module, activations, activations._version, edge))
+        edge.node.register_prehook(lambda gradients: self._take(calls[place], gradients[number]))
 
     def _take(self, call: _Call, gradient: Tensor) -> None:
         # Dropped here, so that the graph does not hold activations after they were used.
         activations, call.activations = call.activations, None
+        if activations is None:
+            raise _refusal(f"{self._where(call.layer)}: one call of it was met twice")
+        if activations._version != call.version:
+            raise _refusal(f"{self._where(call.layer)}: its input was changed in place")
         try:
             found: Rows = self.GRAD_SAMPLERS[type(call.layer)](call.layer, [activations], gradient)
         except Exception as error:
@@ -202,7 +209,10 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
             self._add(parameter, rows)
 
     def _lowest_calls(self) -> list[int]:
-        """Return which calls have no other one beneath them; found once, as models do the same in every step."""
+        """Return which calls have no other one beneath them; found again only where other layers are called.
+
+        For a graph that differs although the same layers are called the answer is wrong, and refused: see the class.
+        """
         order = [call.layer for call in self._calls]
         if order != self._order:
             self._order, self._lowest = order, _lowest([call.output.node for call in self._calls])
@@ -224,10 +234,10 @@ class _Hooks(GradSampleHooks):  # type: ignore[misc]  # opacus has no types
         known = self._rows.get(parameter)
         self._rows[parameter] = rows if known is None else known + rows
 
-    def _forget(self) -> None:
-        self._rows: Rows = {}
-        self._calls: list[_Call] = []
-        self._examples = 0
+    def forget(self) -> None:
+        """Let go of the last forward pass; a backward pass through it fails from now on."""
+        self._calls.clear()
+        self._rows, self._calls, self._examples = {}, [], 0
 
     def _failure(self, module: nn.Module, error: Exception) -> ConsiliumError:
         return _refusal(
