@@ -73,7 +73,7 @@ def take_steps(
         progress = (round_index * training.steps_per_round + step) / (training.rounds * training.steps_per_round)
         for group in optimizer.param_groups:
             group["lr"] = training.site_rate(progress)
-        _write_gradient(parameters, gradient())
+        write_gradient(parameters, gradient())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     end = model.read_vector()
@@ -89,7 +89,8 @@ def make_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.
     return torch.optim.SGD(parameters, lr=training.learning_rate, momentum=training.momentum)
 
 
-def _write_gradient(parameters: Sequence[nn.Parameter], gradient: NDArray[np.float64]) -> None:
+def write_gradient(parameters: Sequence[nn.Parameter], gradient: NDArray[np.float64]) -> None:
+    """Give an optimizer's parameters their parts of one gradient, (parameters,), in their own precision."""
     whole = torch.from_numpy(gradient)
     offset = 0
     for parameter in parameters:
