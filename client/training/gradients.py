@@ -14,18 +14,15 @@ from types import TracebackType
 from typing import ClassVar
 
 import torch
-from opacus.grad_sample import GradSampleHooks, register_grad_sampler
+from opacus.grad_sample import GradSampleHooks
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from client.training.rows import SAMPLERS, Rows, scaling_rows
+from client.training.rows import SAMPLERS, Rows
 from common import errors
-from common.adapters.scaling import Scaling
 from common.errors import ConsiliumError
 
 Named = Sequence[tuple[str, nn.Parameter]]
-
-register_grad_sampler(Scaling)(scaling_rows)
 
 
 class PerExampleGradients:
