@@ -21,13 +21,12 @@ from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.study import AdapterSpec
 from common.tasks import Encoded, Task
-from tests.client.conftest import shaken
+from tests.client.conftest import DEVICES, shaken
 from tests.client.training.test_gradients import traces
 
 Encode = Callable[..., Encoded]
-Losses = Callable[[nn.Module, Tensor], Tensor]
+Losses = Callable[..., Tensor]
 EXAMPLES = 5
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 
 
 def held_by(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -36,8 +35,9 @@ def held_by(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def losses_of(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return (n,): one number an example, that depends on every output by another weight."""
-    outputs = model(inputs).flatten(1)
-    return (outputs.tanh() * torch.linspace(0.5, 1.5, outputs.shape[1], device=inputs.device)).sum(dim=1)
+    outputs: Tensor = model(inputs).flatten(1)
+    weighted: Tensor = outputs.tanh() * torch.linspace(0.5, 1.5, outputs.shape[1], device=inputs.device)
+    return weighted.sum(dim=1)
 
 
 def ours(model: nn.Module, inputs: Tensor, losses: Losses = losses_of) -> Tensor:
@@ -56,8 +56,8 @@ def by_opacus(model: nn.Module, losses: Callable[[], Tensor], *, functorch: bool
     model.train()
     hooks = GradSampleHooks(model, loss_reduction="sum", force_functorch=functorch)
     try:
-        losses().sum().backward()
-        return side_by_side([parameter.grad_sample.detach() for _, parameter in held_by(model)])
+        losses().sum().backward()  # type: ignore[no-untyped-call]
+        return side_by_side([vars(parameter)["grad_sample"].detach() for _, parameter in held_by(model)])
     finally:
         hooks.cleanup()
 
@@ -209,8 +209,8 @@ def test_a_weight_may_be_tied_to_a_layer_of_opacus() -> None:
 
 def test_layers_side_by_side_are_right_whatever_lies_beneath() -> None:
     torch.manual_seed(3)
-    model, inputs = nn.Sequential(nn.Linear(4, 4), Branches()), torch.randn(EXAMPLES, 4)
-    model[1].stacked = False
+    branches, inputs = Branches(), torch.randn(EXAMPLES, 4)
+    model, branches.stacked = nn.Sequential(nn.Linear(4, 4), branches), False
     assert_equal_to_rounding(ours(model, inputs), one_by_one(model, inputs))
 
 
@@ -230,7 +230,7 @@ def test_a_graph_that_changes_under_the_same_calls_is_refused_and_never_wrong() 
 
 @pytest.mark.parametrize("also", ["nothing else", "a layer of Opacus"])
 def test_a_call_whose_output_does_not_reach_the_loss_is_refused_by_name(also: str) -> None:
-    def stray(model: nn.Module, inputs: Tensor) -> Tensor:
+    def stray(model: nn.Sequential, inputs: Tensor) -> Tensor:
         losses = losses_of(model, inputs)
         model[0](inputs)
         return losses
@@ -243,7 +243,7 @@ def test_a_call_whose_output_does_not_reach_the_loss_is_refused_by_name(also: st
 
 @pytest.mark.parametrize("lowest", [True, False])
 def test_an_input_that_was_changed_in_place_is_refused_by_name(lowest: bool) -> None:
-    def changing(model: nn.Module, inputs: Tensor) -> Tensor:
+    def changing(model: nn.Sequential, inputs: Tensor) -> Tensor:
         middle = torch.tanh(inputs if lowest else model[0](inputs))
         outputs = model[1](middle)
         middle.add_(1.0)
@@ -271,8 +271,9 @@ def test_a_backward_pass_that_breaks_off_leaves_the_model_as_it_was(middle: Call
     torch.manual_seed(3)
     model, inputs = nn.Sequential(nn.Linear(4, 4), middle(), nn.Linear(4, 4)), torch.randn(EXAMPLES, 4)
 
-    def breaking(model: nn.Module, inputs: Tensor) -> Tensor:
-        return losses_of(model[2], torch.as_tensor(Breaks.apply(model[1](model[0](inputs)))))
+    def breaking(model: nn.Sequential, inputs: Tensor) -> Tensor:
+        middle: Tensor = Breaks.apply(model[1](model[0](inputs)))  # type: ignore[no-untyped-call]
+        return losses_of(model[2], middle)
 
     modes = [module.training for module in model.eval().modules()]
     with pytest.raises(MemoryError):
@@ -285,10 +286,10 @@ def test_a_backward_pass_that_breaks_off_leaves_the_model_as_it_was(middle: Call
 def test_no_summed_gradient_is_computed_where_every_layer_is_ours() -> None:
     model, summed = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)), list[Tensor]()
     for parameter in model.parameters():
-        parameter.register_hook(summed.append)
+        parameter.register_hook(summed.append)  # type: ignore[no-untyped-call]
     ours(model, torch.randn(EXAMPLES, 4))
     assert summed == []
-    losses_of(model, torch.randn(EXAMPLES, 4)).sum().backward()
+    losses_of(model, torch.randn(EXAMPLES, 4)).sum().backward()  # type: ignore[no-untyped-call]
     assert len(summed) == 6
 
 
