@@ -182,11 +182,8 @@ def _sum_by_unit(rows: Tensor, place: Tensor, units: int) -> Tensor:
 def _weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
     """Return weights times rows, (columns,) float64, converting a few columns at a time where there is a cache."""
     width = max(1, _CACHED_VALUES // max(1, len(rows))) if rows.device.type == "cpu" else max(1, rows.shape[1])
-    scratch = torch.empty(len(rows) * width, dtype=torch.float64, device=rows.device)
-    total = torch.empty(rows.shape[1], dtype=torch.float64, device=rows.device)
-    for some, sums in zip(torch.split(rows, width, dim=1), torch.split(total, width), strict=True):
-        torch.mv(scratch[: some.numel()].view(some.shape).copy_(some).T, weights, out=sums)
-    return total
+    sums = [torch.mv(some.double().T, weights) for some in torch.split(rows, width, dim=1)]
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
 
 
 def _is_by_columns(part: Tensor) -> bool:
