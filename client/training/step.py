@@ -60,8 +60,9 @@ def private_gradient(
     shock = noise.gaussian(len(total))
     if shock.shape != total.shape or not np.isfinite(shock).all():
         raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
-    noised: NDArray[np.float64] = (total + plan.noise_deviation * shock) / plan.divisor
-    return noised
+    total += plan.noise_deviation * shock
+    total /= plan.divisor
+    return total
 
 
 def clipped_sum(
