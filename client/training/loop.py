@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -67,12 +67,13 @@ def take_steps(
     earlier would hold parameters that the model no longer uses [opacus issue 820]. Its state never outlives the round.
     """
     model.write_vector(start)
-    optimizer = make_optimizer(training, [parameter for _, parameter in model.trainable()])
+    parameters = [parameter for _, parameter in model.trainable()]
+    optimizer = make_optimizer(training, parameters)
     for step in range(training.steps_per_round):
         progress = (round_index * training.steps_per_round + step) / (training.rounds * training.steps_per_round)
         for group in optimizer.param_groups:
             group["lr"] = training.site_rate(progress)
-        _write_gradient(model, gradient())
+        write_gradient(parameters, gradient())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     end = model.read_vector()
@@ -88,9 +89,11 @@ def make_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.
     return torch.optim.SGD(parameters, lr=training.learning_rate, momentum=training.momentum)
 
 
-def _write_gradient(model: AdaptedModel, gradient: NDArray[np.float64]) -> None:
+def write_gradient(parameters: Sequence[nn.Parameter], gradient: NDArray[np.float64]) -> None:
+    """Give an optimizer's parameters their parts of one gradient, (parameters,), in their own precision."""
+    whole = torch.from_numpy(gradient)
     offset = 0
-    for _, parameter in model.trainable():
-        part = torch.from_numpy(gradient[offset : offset + parameter.numel()])
-        parameter.grad = part.to(device=parameter.device, dtype=parameter.dtype).reshape(parameter.shape)
+    for parameter in parameters:
+        part = whole[offset : offset + parameter.numel()]
+        parameter.grad = part.to(device=parameter.device, dtype=parameter.dtype).view(parameter.shape)
         offset += parameter.numel()

@@ -11,6 +11,7 @@ import os
 from typing import Protocol
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from common.errors import ConsiliumError
 
 _BLOCK = 1 << 15
 """Normals made together: their arrays stay in the cache."""
+_LOW = np.uint64((1 << 32) - 1)
 
 
 class NoiseSource(Protocol):
@@ -83,10 +85,13 @@ def gaussian_from(source: Bytes, size: int) -> NDArray[np.float64]:
         part = normals[start : start + _BLOCK]
         pairs = len(part) // 2
         words = np.frombuffer(source(16 * pairs), dtype="<u8")
-        radius = np.sqrt(-2.0 * np.log((words[:pairs].astype(np.float64) + 0.5) * 2.0**-64))
-        angle = (words[pairs:] >> np.uint64(11)).view(np.int64) * (2.0 * math.pi * 2.0**-53)
-        np.multiply(radius, np.cos(angle), out=part[:pairs])
-        np.multiply(radius, np.sin(angle), out=part[pairs:])
+        # Exact halves, so that their sum is the word rounded once. int64 is what numpy converts fast.
+        high, low = (half.view(np.int64) for half in (words[:pairs] >> np.uint64(32), words[:pairs] & _LOW))
+        radius = torch.from_numpy((high * 2.0**32 + low + 0.5) * 2.0**-64).log_().mul_(-2.0).sqrt_()
+        angle = torch.from_numpy((words[pairs:] >> np.uint64(11)).view(np.int64) * (2.0 * math.pi * 2.0**-53))
+        # torch's sine and cosine take a tenth of the time of numpy's, which are within an ulp of them.
+        torch.mul(radius, angle.cos(), out=torch.from_numpy(part[:pairs]))
+        torch.mul(radius, angle.sin(), out=torch.from_numpy(part[pairs:]))
     return normals[:size]
 
 

@@ -5,7 +5,7 @@ With discrete noise each unit's clipped gradient is rounded to a grid by itself,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.training.features import Features, count_units, device_of
-from client.training.gradients import PerExampleGradients
+from client.training.gradients import PerExampleGradients, side_by_side
 from client.training.noise import NoiseSource
 from client.training.sampler import cap_records, poisson_sample
 from common import errors
@@ -23,6 +23,8 @@ from common.privacy.grid import NoiseGrid
 from common.privacy.plan import PrivacyPlan
 from common.study import TrainingNoise, Unit
 
+_CACHED_VALUES = 1 << 16
+"""Gradient values converted to float64 at a time: half a megabyte, which stays in a core's cache."""
 _GROUP_VALUES = 1 << 25
 """Gradient values held while the records of several patients are brought together: 128 MB."""
 
@@ -58,8 +60,9 @@ def private_gradient(
     shock = noise.gaussian(len(total))
     if shock.shape != total.shape or not np.isfinite(shock).all():
         raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
-    noised: NDArray[np.float64] = (total + plan.noise_deviation * shock) / plan.divisor
-    return noised
+    total += plan.noise_deviation * shock
+    total /= plan.divisor
+    return total
 
 
 def clipped_sum(
@@ -104,17 +107,17 @@ def rounded_sum(
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "discrete noise needs records that are computed one by one")
     total = torch.zeros(model.dimension, dtype=torch.int64, device=device_of(model))
     for found, owners in _whole_units(model, features, rows, units, gradients, 1):
-        total += round_by_unit(found, owners, grid)
+        total += round_by_unit(side_by_side(found), owners, grid)
     summed: NDArray[np.int64] = total.cpu().numpy()
     return summed
 
 
-def clip_by_unit(gradients: Tensor, units: Tensor, clip_norm: float) -> Tensor:
+def clip_by_unit(gradients: Tensor | Sequence[Tensor], units: Tensor, clip_norm: float) -> Tensor:
     """Sum gradients after clipping each privacy unit's total to an L2 norm.
 
     Guarantee: adding or removing one unit changes the result by at most ``clip_norm`` in L2.
 
-    gradients   (examples, parameters) float32, one row per example
+    gradients   (examples, parameters) float32, one row per example; or its columns in parts, (examples, *shape) each
     units       (examples,) int64, the unit (patient) that owns each row; all rows of a unit must be here
     clip_norm   > 0 and finite
     returns     (parameters,) float64; zeros where there is no example
@@ -124,8 +127,17 @@ def clip_by_unit(gradients: Tensor, units: Tensor, clip_norm: float) -> Tensor:
     """
     if not 0.0 < clip_norm < float("inf"):
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "clip_norm must be finite and above 0")
-    rows, norms = _finite_totals(gradients.double(), units)
-    return torch.mv(rows.T, clip_norm / norms.clamp(min=clip_norm))
+    parts = (gradients,) if isinstance(gradients, Tensor) else tuple(gradients)
+    rows = [_as_it_lies(part) for part in parts]
+    owners, place = torch.unique(units.to(rows[0].device), return_inverse=True)
+    if len(owners) < len(units):
+        rows = [_sum_by_unit(part, place, len(owners)) for part in rows]
+    norms = torch.stack([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in rows]).norm(dim=0)
+    finite = torch.isfinite(norms)
+    if not bool(finite.all()):
+        rows, norms = [part[finite] for part in rows], norms[finite]
+    factors = clip_norm / norms.clamp(min=clip_norm)
+    return torch.cat([_in_order(_weighted_sum(own, factors), part) for own, part in zip(rows, parts, strict=True)])
 
 
 def round_by_unit(gradients: Tensor, units: Tensor, grid: NoiseGrid) -> Tensor:
@@ -162,6 +174,34 @@ def privacy_units(features: Features, plan: PrivacyPlan) -> NDArray[np.int64]:
     return features.units if plan.unit is Unit.PATIENT else np.arange(len(features), dtype=np.int64)
 
 
+def _sum_by_unit(rows: Tensor, place: Tensor, units: int) -> Tensor:
+    """Return each unit's sum of rows, (units, columns) float64; ``place`` is the unit of each row."""
+    summed = torch.zeros(units, rows.shape[1], dtype=torch.float64, device=rows.device)
+    return summed.index_add_(0, place, rows.double())
+
+
+def _weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return weights times rows, (columns,) float64, converting a few columns at a time where there is a cache."""
+    width = max(1, _CACHED_VALUES // max(1, len(rows))) if rows.device.type == "cpu" else max(1, rows.shape[1])
+    sums = [torch.mv(some.double().T, weights) for some in torch.split(rows, width, dim=1)]
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+def _is_by_columns(part: Tensor) -> bool:
+    """Whether each example's matrix is laid out by columns, as the rows of a tall weight are."""
+    return part.dim() == 3 and not part.is_contiguous() and part.mT.is_contiguous()
+
+
+def _as_it_lies(part: Tensor) -> Tensor:
+    """Return (examples, columns) from (examples, *shape), in the order of memory, so that nothing is copied."""
+    return (part.mT if _is_by_columns(part) else part).reshape(len(part), part.shape[1:].numel())
+
+
+def _in_order(total: Tensor, part: Tensor) -> Tensor:
+    """Return the columns of :func:`_as_it_lies` in the order of the parameter."""
+    return total.view(part.mT.shape[1:]).T.flatten() if _is_by_columns(part) else total
+
+
 def _whole_units(
     model: AdaptedModel,
     features: Features,
@@ -169,17 +209,18 @@ def _whole_units(
     units: NDArray[np.int64],
     gradients: PerExampleGradients,
     micro_batch: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield gradient rows, (n, parameters) float32, and the unit that owns each, (n,) int64; never part of a unit."""
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yield gradients, (n, *shape) of each parameter, and the unit that owns each row, (n,); never part of a unit."""
     device = device_of(model)
     for group in _groups(rows, units, model.dimension):
         parts = list(features.micro_batches(group, micro_batch))
         if len(np.unique(units[group])) == len(group):
             for part in parts:
-                found = gradients.rows(features.losses(model, features.batch(part, device)))
+                found = gradients.parts(features.losses(model, features.batch(part, device)))
                 yield found, torch.from_numpy(units[part])
         else:
-            found = torch.cat([gradients.rows(features.losses(model, features.batch(part, device))) for part in parts])
+            several = [gradients.parts(features.losses(model, features.batch(part, device))) for part in parts]
+            found = tuple(torch.cat(same) for same in zip(*several, strict=True))
             yield found, torch.from_numpy(units[np.concatenate(parts)])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone, load
@@ -14,6 +15,8 @@ from common.study import AdapterSpec, TextClassification
 from common.tasks import Encoded, Task, task_for
 from tests.encoders import WORDS, write_encoder
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+"""Where the heavy arithmetic of a step is tested."""
 LABELS = ("home", "ward", "theatre")
 
 

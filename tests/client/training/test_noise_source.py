@@ -71,6 +71,18 @@ def test_the_extreme_words_give_finite_tails_beyond_float32() -> None:
     assert np.abs(ones).max() < 1e-7
 
 
+def test_each_pair_of_normals_is_the_box_muller_transform_of_its_two_words() -> None:
+    """Against the mathematical functions of C: the first half of the words are radii, the second half angles."""
+    stream = SeededNoise(1, "words")._bytes(16 * 1000)
+    found = gaussian_from(lambda size: stream[:size], 2000)
+    words = np.frombuffer(stream, dtype="<u8").tolist()
+    for place, (first, second) in enumerate(zip(words[:1000], words[1000:], strict=True)):
+        radius = math.sqrt(-2.0 * math.log((first + 0.5) / 2**64))
+        angle = 2.0 * math.pi * ((second >> 11) / 2**53)
+        assert abs(found[place] - radius * math.cos(angle)) < 4e-15
+        assert abs(found[1000 + place] - radius * math.sin(angle)) < 4e-15
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 7])
 def test_any_number_can_be_drawn(size: int) -> None:
     noise = SystemNoise()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
@@ -13,16 +14,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from client.training import step as step_module
-from client.training.features import Features
+from client.training.features import Features, device_of
 from client.training.gradients import PerExampleGradients
 from client.training.sampler import cap_records
 from client.training.step import clip_by_unit, clipped_sum, private_gradient
-from common.adapters import AdaptedModel
+from common.adapters import AdaptedModel, attach
+from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
-from common.study import Unit
-from common.tasks import Encoded
+from common.study import AdapterSpec, Unit
+from common.tasks import Encoded, Task
 from simulations.noise import SeededNoise
+from tests.client.conftest import DEVICES, shaken
 
 Encode = Callable[..., Encoded]
 PLAN = PrivacyPlan(
@@ -220,3 +223,71 @@ def test_replacing_a_unit_may_move_the_sum_twice_as_far() -> None:
     absent = clip_by_unit(rest[None], torch.tensor([0]), 1.0)
     assert float((before - after).norm()) == pytest.approx(2.0)
     assert float((before - absent).norm()) == float((after - absent).norm()) == pytest.approx(1.0)
+
+
+def one_by_one(model: AdaptedModel, features: Features, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return (records, parameters): gradients from backward passes through one record each, without any hook."""
+    parameters = [parameter for _, parameter in model.trainable()]
+    found = []
+    for row in rows:
+        batch = features.batch(np.array([row]), device_of(model))
+        own = torch.autograd.grad(features.losses(model, batch).sum(), parameters)
+        found.append(torch.cat([part.reshape(-1) for part in own]).double().cpu().numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", ["ffa-lora", "lora", "layer-norm"])
+@pytest.mark.parametrize("unit", [Unit.RECORD, Unit.PATIENT])
+def test_a_step_is_the_textbooks_step_under_the_same_noise(
+    backbone: Backbone, task: Task, encode: Encode, unit: Unit, method: str, device: str
+) -> None:
+    """Algorithm 1 of Abadi et al. in plain numpy, drawing from a twin of the source that the step draws from."""
+    targets = ("query", "value", "output.dense")
+    spec = AdapterSpec.model_validate({"method": method, "rank": 2, "targets": targets, "last_layers": 2})
+    model = copy.deepcopy(shaken(attach(backbone, spec, task, "5a" * 32))).to(device)
+    features = Features(model, encode(12, [0, 0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 6]))
+    plan = dataclasses.replace(PLAN, unit=unit, max_records_per_unit=2 if unit is Unit.PATIENT else 1)
+    found = gradient_of(model, features, plan, SeededNoise(4, "step"))
+
+    twin = SeededNoise(4, "step")
+    units = features.units if unit is Unit.PATIENT else np.arange(12)
+    drawn = np.flatnonzero(twin.uniform(int(units.max()) + 1) < plan.sampling_rate)
+    rows = cap_records(units, drawn, plan.max_records_per_unit, twin)
+    assert 1 < len(rows) < 12
+    gradients, total = one_by_one(model, features, rows), np.zeros(model.dimension)
+    for owner in np.unique(units[rows]):
+        own = gradients[units[rows] == owner].sum(axis=0)
+        total += own * min(1.0, plan.clip_norm / float(np.linalg.norm(own)))
+    expected = (total + plan.noise_multiplier * plan.clip_norm * twin.gaussian(model.dimension)) / plan.divisor
+    assert np.linalg.norm(found - expected) * plan.divisor < 1e-5 * plan.clip_norm * len(rows)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("units", [[0, 1, 2, 3, 4], [3, 0, 3, 0, 1]])
+def test_parts_are_clipped_like_rows_side_by_side_however_they_lie_in_memory(
+    units: list[int], bad: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = torch.Generator().manual_seed(2)
+    tall, wide, flat = (torch.randn(5, *shape, generator=dice).to(device) for shape in ((2, 9), (3, 4), (6,)))
+    parts = (tall.mT, wide, flat, wide.mT, flat[:, :1])
+    if bad:
+        wide[1, 2, 3] = float("nan")
+    side = torch.cat([part.reshape(5, -1) for part in parts], dim=1)
+    owners = torch.tensor(units)
+    expected = np.zeros(side.shape[1])
+    for owner in set(units):
+        own = side[owners == owner].double().sum(dim=0).cpu().numpy()
+        if np.isfinite(own).all():
+            expected += own * min(1.0, 1.5 / float(np.linalg.norm(own)))
+    assert np.linalg.norm(expected) > 0.5
+    for cached in (1 << 16, 10):
+        monkeypatch.setattr(step_module, "_CACHED_VALUES", cached)
+        for gradients in (parts, side):
+            assert np.linalg.norm(clip_by_unit(gradients, owners, 1.5).cpu().numpy() - expected) < 1e-12
+
+
+def test_no_example_is_a_zero_sum_also_in_parts() -> None:
+    parts = (torch.zeros(0, 2, 3).mT, torch.zeros(0, 4))
+    assert clip_by_unit(parts, torch.zeros(0, dtype=torch.int64), 1.0).tolist() == [0.0] * 10
