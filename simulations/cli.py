@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +22,7 @@ from common.console import coded_errors
 from common.errors import ConsiliumError
 from simulations.audit.command import audit
 from simulations.metrics import Metrics
-from simulations.options import check_device, check_writable
+from simulations.options import Engine, check_device, check_engine, check_writable
 from simulations.progress import RichProgress
 from simulations.scenario import Baseline, Scenario, load, locate, shipped
 
@@ -35,12 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-class Engine(StrEnum):
-    """How the sites are run."""
-
-    INLINE = "inline"
 
 
 @app.command()
@@ -56,7 +49,9 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes as many as there are cores", min=0)] = 0,
     seed: Annotated[int | None, typer.Option(help="in place of the scenario's seed", min=0)] = None,
-    engine: Annotated[Engine, typer.Option(help="how the sites are run")] = Engine.INLINE,  # noqa: ARG001  one so far
+    engine: Annotated[
+        Engine, typer.Option(help="how the sites are run: one by one, several in one forward pass, or by Ray")
+    ] = Engine.INLINE,
 ) -> None:
     """Run a study and write its report."""
     with coded_errors():
@@ -65,6 +60,7 @@ def run(
             chosen = chosen.model_copy(update={"seed": seed})
         compared = _baselines(baselines, chosen)
         check_device(device)
+        check_engine(engine, chosen)
         check_writable(out)
         # Threads that wait by spinning slow each other down many times where cores are shared.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -79,6 +75,7 @@ def run(
                 device=device,
                 threads=threads or os.cpu_count() or 1,
                 progress=progress,
+                engine=engine,
                 command=shlex.join(["consilium-sim", *sys.argv[1:]]),
             )
     if json:

@@ -258,7 +258,7 @@ def _update(end: Vector, start: Vector) -> Found:
 
 
 def _linear(layer: nn.Linear, weight: Tensor | None, bias: Tensor | None, inputs: Tensor) -> Tensor:
-    """Return a linear layer's output where each equal part of its inputs, (n, ..., in), has a weight or bias of its own.
+    """Return a linear layer's output where each equal part of (n, ..., in) inputs has a weight or bias of its own.
 
     weight, bias  (copies, out, in) and (copies, out); the layer's own where None
     """

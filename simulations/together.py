@@ -131,19 +131,19 @@ class TogetherGrid(InProcessGrid):
     """A grid in this process that hands out requests to train by chunks, so that chunks are computed at once.
 
     apps, lost, tap  as in :class:`InProcessGrid`
-    meeting          what the sites' workloads ask
+    hold             of the meeting that the sites' workloads ask
     """
 
     def __init__(
         self,
         apps: Mapping[int, ClientApp],
-        meeting: Meeting[Charged, Vector],
+        hold: Callable[[Sequence[Callable[[], None]]], None],
         *,
         lost: Callable[[Message], bool] = lambda _: False,
         tap: Callable[[Message], None] = lambda _: None,
     ) -> None:
         super().__init__(apps, lost=lost, tap=tap)
-        self._meeting = meeting
+        self._hold = hold
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Deliver each message and keep its reply; returns their identifiers."""
@@ -155,7 +155,7 @@ class TogetherGrid(InProcessGrid):
         def deliver(place: int) -> None:
             names[place] = self.deliver(pushed[place])
 
-        self._meeting.hold([partial(deliver, place) for place in range(len(pushed))])
+        self._hold([partial(deliver, place) for place in range(len(pushed))])
         return names
 
 

@@ -1,4 +1,4 @@
-"""Sites that train in one forward pass get the updates that they would get one by one, and disturb each other in nothing."""
+"""Sites that train in one forward pass get the updates that they would get alone, and disturb each other in nothing."""
 
 from __future__ import annotations
 
