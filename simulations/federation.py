@@ -31,6 +31,7 @@ class Federation:
     """A study that has run, with what each side kept.
 
     predictions  what the released vector predicts for each site's own test records, as each site would see it
+    seconds      that all sites together spent on training, evaluation and secure sums; and on transport
     curve        exact quality on the pooled validation records as the rounds passed
     """
 
@@ -39,16 +40,12 @@ class Federation:
     logs: Mapping[SiteId, SiteLog]
     predictions: Mapping[SiteId, NDArray[np.int64]]
     curve: tuple[CurvePoint, ...]
-    seconds_transport: float
+    seconds: Mapping[str, float]
 
     @property
     def vector(self) -> Vector:
         """The vector that the study released."""
         return self.coordinator.outcome.vector
-
-    def seconds(self, name: str) -> float:
-        """Return the seconds that all sites together spent on one thing."""
-        return sum(log.watch.seconds(name) for log in self.logs.values())
 
 
 def federate(
@@ -110,9 +107,12 @@ def federate(
             coordinator, hosted.grid, lambda: (line for log in hosted.logs().values() for line in log.incidents)
         )
         predictions, logs = hosted.predict(finished.outcome.vector), hosted.logs()
+        seconds = {name: hosted.seconds(name) for name in ("training", "evaluation", "secagg")}
     finally:
         hosted.close()
-    return Federation(authored, coordinator, logs, predictions, tuple(curve), finished.seconds_transport)
+    return Federation(
+        authored, coordinator, logs, predictions, tuple(curve), seconds | {"transport": finished.seconds_transport}
+    )
 
 
 def pooled_validation(prepared: Prepared, vector: Vector) -> Quality:

@@ -30,7 +30,7 @@ from simulations.engines import EntropySource, node_of
 from simulations.noise import SeededNoise
 from simulations.options import Engine
 from simulations.stacked import Charged, StackedTraining
-from simulations.together import Meeting, StackedWorkload, TogetherGrid
+from simulations.together import Meeting, TogetherGrid, chunk
 
 Labels = NDArray[np.int64]
 
@@ -63,8 +63,45 @@ class Hosted(Protocol):
     def predict(self, vector: Vector) -> Mapping[SiteId, Labels]:
         """Return what a vector predicts for each site's own test records."""
 
+    def seconds(self, name: str) -> float:
+        """Return the seconds that all sites together spent on one thing."""
+
     def close(self) -> None:
         """End the processes of the engine, if it has any."""
+
+
+class StackedWorkload:
+    """A site's workload whose training is computed together with that of others.
+
+    alone    the site's workload, which evaluates
+    meeting  where it trains
+    The rest is what ``alone`` was made of.
+    """
+
+    def __init__(
+        self,
+        alone: TextWorkload,
+        meeting: Meeting[Charged, Vector],
+        *,
+        training: Features,
+        plan: PrivacyPlan,
+        noise: NoiseSource,
+    ) -> None:
+        self._alone, self._meeting = alone, meeting
+        self._training, self._plan, self._noise = training, plan, noise
+
+    @property
+    def dimension(self) -> int:
+        """Length of the vector."""
+        return self._alone.dimension
+
+    def train(self, start: Vector, round_index: int) -> Vector:
+        """Return the private update of one round, (dimension,) float32: end minus start."""
+        return self._meeting.ask(Charged(self._training, self._plan, self._noise, start, round_index))
+
+    def evaluate(self, vector: Vector) -> NDArray[np.int64]:
+        """Return the noised cells of one evaluation, (2,) int64."""
+        return self._alone.evaluate(vector)
 
 
 class LocalSites:
@@ -87,6 +124,7 @@ class LocalSites:
         tap: Callable[[Message], None] = lambda _: None,
     ) -> None:
         everyone = frozenset(member.site_id for member in agreement.study.roster)
+        self._meeting = meeting
         self._workloads: dict[SiteId, TextWorkload] = {}
         self._sites: dict[SiteId, Site] = {}
         self.apps: dict[int, ClientApp] = {}
@@ -122,6 +160,12 @@ class LocalSites:
         """Return what a vector predicts for each site's own test records."""
         return {name: workload.predict(vector) for name, workload in self._workloads.items()}
 
+    def seconds(self, name: str) -> float:
+        """Return the seconds that all sites together spent on one thing; training together is counted once."""
+        if name == "training" and self._meeting is not None:
+            return self._meeting.seconds
+        return sum(log.watch.seconds(name) for log in self.logs().values())
+
     def close(self) -> None:
         """Nothing was started."""
 
@@ -147,7 +191,7 @@ def host(
     meeting = None
     if engine is Engine.STACKED:
         study = agreement.study
-        meeting = Meeting(StackedTraining(model, study.training, study.privacy.noise))
+        meeting = Meeting(StackedTraining(model, study.training, study.privacy.noise), chunk(model.dimension))
     return LocalSites(agreement, model, parts, entropy, meeting=meeting, lost=lost, tap=tap)
 
 

@@ -43,7 +43,7 @@ _BATCH = 64
 class Charged:
     """A site that may train now: its records, its plan and its source of noise, where it starts and in which round.
 
-    Made by :class:`simulations.together.StackedWorkload` when the site asks, which it does once it has charged.
+    Made by :class:`simulations.hosting.StackedWorkload` when the site asks, which it does once it has charged.
     """
 
     features: Features

@@ -2,129 +2,99 @@
 
 The seam is :meth:`client.site.Workload.train`, which a site calls only once it has charged (RULES 7). There a site's
 handler waits until every other site of its chunk waits too, or has ended; what a site has not asked for is never
-computed. The handlers run in threads for one reason, to be able to wait in the middle: never two at a time, and always
-in the same order, so that a run is as repeatable as one without threads.
+computed. To be able to wait in the middle each handler is a greenlet: never do two run at a time, and always in the
+same order, so that a run is as repeatable as the one without.
 """
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-import numpy as np
 from flwr.app import Message
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
+from greenlet import getcurrent, greenlet
 
-from client.training.features import Features
-from client.training.noise import NoiseSource
-from client.workload import TextWorkload
-from common.adapters import Vector
-from common.errors import ConsiliumError
 from common.link.inprocess import InProcessGrid
 from common.messages import Stage
-from common.privacy.plan import PrivacyPlan
-from simulations.stacked import Charged
 
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
-Compute = Callable[[Sequence[Asked]], Sequence[Answer | ConsiliumError]]
+Compute = Callable[[Sequence[Asked]], Sequence[Answer | Exception]]
 
-CHUNK = 25
-"""Sites whose training is computed together."""
+_FEWEST, _MOST, _VALUES = 8, 25, 1 << 19
 
 
-class _Seat(Generic[Asked, Answer]):
-    """One call in its thread, which runs only while :meth:`go_on` waits for it."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._leave, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self.asks: Asked | None = None
-        self.answer: Answer | BaseException | None = None
-        self.failure: BaseException | None = None
-
-    def go_on(self, answer: Answer | BaseException | None = None) -> None:
-        """Let the call run until it asks or ends."""
-        self.asks, self.answer = None, answer
-        self._leave.release()
-        self._back.acquire()
-
-    def sit(self) -> None:
-        """Run the call, in its own thread."""
-        self._leave.acquire()
-        try:
-            self._call()
-        except BaseException as error:
-            self.failure = error
-        finally:
-            self._back.release()
-
-    def wait(self, asked: Asked) -> Answer:
-        """Ask and wait for the answer, in the call's own thread."""
-        self.asks = asked
-        self._back.release()
-        self._leave.acquire()
-        return _given(self.answer)
+def chunk(dimension: int) -> int:
+    """Return how many sites to train together: 8 to 25, so that their vectors, 2 MB, stay in a core's cache."""
+    return min(_MOST, max(_FEWEST, _VALUES // dimension))
 
 
 class Meeting(Generic[Asked, Answer]):
     """Brings together what several calls ask for in their middle.
 
     compute  answers everything that was asked, in order; an error is raised where it was asked
-    size     most calls at a time
+    size     most calls at a time; :func:`chunk`
+    seconds  spent on computing so far
     """
 
-    def __init__(self, compute: Compute[Asked, Answer], size: int = CHUNK) -> None:
+    def __init__(self, compute: Compute[Asked, Answer], size: int) -> None:
         self._compute, self.size = compute, size
-        self._here = threading.local()
+        self.seconds = 0.0
 
     def hold(self, calls: Sequence[Callable[[], None]]) -> None:
         """Run some calls to their ends, what they ask being answered together, ``size`` at a time.
 
-        Raises the first call's exception once every call has ended.
+        Raises the first call's exception once every call of its chunk has ended.
         """
         for start in range(0, len(calls), self.size):
             self._hold(calls[start : start + self.size])
 
     def ask(self, asked: Asked) -> Answer:
         """Return the answer to what a call asks: within a call of :meth:`hold` together with others, else at once."""
-        seat: _Seat[Asked, Answer] | None = getattr(self._here, "seat", None)
-        return _given(self._compute([asked])[0]) if seat is None else seat.wait(asked)
+        seat = getcurrent()
+        if isinstance(seat, _Seat) and seat.parent is not None:
+            answer: Answer | Exception = seat.parent.switch(asked)
+        else:
+            answer = self._answers([asked])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def _hold(self, calls: Sequence[Callable[[], None]]) -> None:
-        seats = [_Seat[Asked, Answer](call) for call in calls]
-        threads = [threading.Thread(target=self._sit, args=(seat,), daemon=True) for seat in seats]
-        for thread, seat in zip(threads, seats, strict=True):
-            thread.start()
-            seat.go_on()
-        while waiting := [(seat, seat.asks) for seat in seats if seat.asks is not None]:
-            answers: Sequence[Answer | BaseException]
+        failures: list[Exception] = []
+
+        def on(seat: _Seat, *answer: Answer | Exception) -> list[tuple[_Seat, Asked]]:
+            """Let a call go on until it asks or ends; returns it with what it asks, or nothing."""
             try:
-                answers = self._compute([asked for _, asked in waiting])
+                asked: Asked = seat.switch(*answer)
             except Exception as error:
-                # As when one site alone trains: the failure is the sites' own, and the study decides what it means.
-                answers = [error] * len(waiting)
-            for (seat, _), answer in zip(waiting, answers, strict=True):
-                seat.go_on(answer)
-        for thread in threads:
-            thread.join()
-        for seat in seats:
-            if seat.failure is not None:
-                raise seat.failure
+                failures.append(error)
+                return []
+            return [] if seat.dead else [(seat, asked)]
 
-    def _sit(self, seat: _Seat[Asked, Answer]) -> None:
-        self._here.seat = seat
-        seat.sit()
+        waiting = [found for call in calls for found in on(_Seat(call))]
+        while waiting:
+            answers = self._answers([asked for _, asked in waiting])
+            waiting = [found for (seat, _), answer in zip(waiting, answers, strict=True) for found in on(seat, answer)]
+        if failures:
+            raise failures[0]
+
+    def _answers(self, asked: Sequence[Asked]) -> Sequence[Answer | Exception]:
+        start = time.perf_counter()
+        try:
+            return self._compute(asked)
+        except Exception as error:
+            # As when one site alone trains: the failure is the sites' own, and the study decides what it means.
+            return [error] * len(asked)
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
-def _given(answer: Answer | BaseException | None) -> Answer:
-    if isinstance(answer, BaseException):
-        raise answer
-    assert answer is not None
-    return answer
+class _Seat(greenlet):
+    """One call, which can wait in its middle."""
 
 
 class TogetherGrid(InProcessGrid):
@@ -157,37 +127,3 @@ class TogetherGrid(InProcessGrid):
 
         self._hold([partial(deliver, place) for place in range(len(pushed))])
         return names
-
-
-class StackedWorkload:
-    """A site's workload whose training is computed together with that of others.
-
-    alone    the site's workload, which evaluates
-    meeting  where it trains
-    The rest is what ``alone`` was made of.
-    """
-
-    def __init__(
-        self,
-        alone: TextWorkload,
-        meeting: Meeting[Charged, Vector],
-        *,
-        training: Features,
-        plan: PrivacyPlan,
-        noise: NoiseSource,
-    ) -> None:
-        self._alone, self._meeting = alone, meeting
-        self._training, self._plan, self._noise = training, plan, noise
-
-    @property
-    def dimension(self) -> int:
-        """Length of the vector."""
-        return self._alone.dimension
-
-    def train(self, start: Vector, round_index: int) -> Vector:
-        """Return the private update of one round, (dimension,) float32: end minus start."""
-        return self._meeting.ask(Charged(self._training, self._plan, self._noise, start, round_index))
-
-    def evaluate(self, vector: Vector) -> NDArray[np.int64]:
-        """Return the noised cells of one evaluation, (2,) int64."""
-        return self._alone.evaluate(vector)

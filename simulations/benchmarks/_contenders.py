@@ -1,8 +1,9 @@
 """One task, trained by every engine that is compared: `python -m simulations.benchmarks._contenders ENGINE ...`.
 
-The task is a study's head alone: softmax regression on frozen features, a few steps of SGD at each client, the mean of
-the clients' weights, nothing private. A line on stdout marks the end of each round; whoever started this process reads
-clocks there. Engines import what they need themselves, since their own start is part of what is measured.
+The task is small, so that an engine's own work shows: a network with one hidden layer, a few steps of SGD at each
+client, the mean of the clients' weights, nothing private. A line on stdout marks the end of each round; whoever started
+this process reads clocks there. Engines import what they need themselves, since their own start is part of what is
+measured.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class Task:
 
     clients: int = 100
     examples: int = 100
-    width: int = 384
-    labels: int = 133
+    width: int = 784
+    hidden: int = 64
+    labels: int = 10
     steps: int = 5
     rounds: int = 6
 
@@ -50,24 +52,27 @@ class Task:
     @property
     def parameters(self) -> int:
         """Length of the vector."""
-        return (self.width + 1) * self.labels
+        return (self.width + 1) * self.hidden + (self.hidden + 1) * self.labels
 
     def data(self, client: int) -> tuple[Tensor, Tensor]:
         """Return a client's invented features and labels."""
         dice = torch.Generator().manual_seed(client)
-        features = functional.normalize(torch.randn(self.examples, self.width, generator=dice), dim=-1)
+        features = torch.randn(self.examples, self.width, generator=dice)
         return features, torch.randint(self.labels, (self.examples,), generator=dice)
 
 
-def head(task: Task) -> nn.Linear:
-    """Return the model at its start."""
-    model = nn.Linear(task.width, task.labels)
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
-    return model
+def network(task: Task) -> nn.Sequential:
+    """Return the model, at the same start in every process."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(task.width, task.hidden), nn.ReLU(), nn.Linear(task.hidden, task.labels))
 
 
-def train(model: nn.Linear, task: Task, start: Floats, data: tuple[Tensor, Tensor]) -> Floats:
+def start_of(task: Task) -> Floats:
+    """Return the vector that training starts from."""
+    return _flat(network(task))
+
+
+def train(model: nn.Module, task: Task, start: Floats, data: tuple[Tensor, Tensor]) -> Floats:
     """Return a client's weights after its steps, (parameters,): the plain loop that people write."""
     nn.utils.vector_to_parameters(torch.from_numpy(start.copy()), model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE)
@@ -75,30 +80,32 @@ def train(model: nn.Linear, task: Task, start: Floats, data: tuple[Tensor, Tenso
         optimizer.zero_grad()
         functional.cross_entropy(model(features), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    end: Floats = nn.utils.parameters_to_vector(model.parameters()).detach().numpy().copy()
-    return end
+    return _flat(model)
 
 
 def train_stacked(task: Task, starts: Tensor, features: Tensor, targets: Tensor) -> Tensor:
     """Return (clients, parameters): several clients' weights after their steps, by batched products."""
-    clients, cut = len(starts), task.width * task.labels
-    weight = starts[:, :cut].reshape(clients, task.labels, task.width).clone().requires_grad_()
-    bias = starts[:, cut:].clone().requires_grad_()
+    shapes = [parameter.shape for parameter in _network(task).parameters()]
+    parts = starts.split([shape.numel() for shape in shapes], dim=1)
+    leaves = [
+        part.reshape(len(starts), *shape).clone().requires_grad_() for part, shape in zip(parts, shapes, strict=True)
+    ]
+    first, first_bias, second, second_bias = leaves
     for step in range(task.steps):
         rows = slice(step * task.batch, (step + 1) * task.batch)
-        logits = torch.baddbmm(bias[:, None, :], features[:, rows], weight.mT)
+        hidden = torch.baddbmm(first_bias[:, None, :], features[:, rows], first.mT).relu()
+        logits = torch.baddbmm(second_bias[:, None, :], hidden, second.mT)
         losses = functional.cross_entropy(logits.flatten(0, 1), targets[:, rows].flatten(), reduction="sum")
-        found = torch.autograd.grad(losses / task.batch, (weight, bias))
+        found = torch.autograd.grad(losses / task.batch, leaves)
         with torch.no_grad():
-            weight.sub_(found[0], alpha=_RATE)
-            bias.sub_(found[1], alpha=_RATE)
-    return torch.cat([weight.detach().flatten(1), bias.detach()], dim=1)
+            torch._foreach_add_(leaves, found, alpha=-_RATE)
+    return torch.cat([leaf.detach().flatten(1) for leaf in leaves], dim=1)
 
 
 def loop(task: Task, done: Callable[[], None]) -> Floats:
     """One client after the other, in plain PyTorch."""
-    model, data = head(task), [task.data(client) for client in range(task.clients)]
-    vector: Floats = np.zeros(task.parameters, dtype=np.float32)
+    model, data = network(task), [task.data(client) for client in range(task.clients)]
+    vector = start_of(task)
     for _ in range(task.rounds):
         total = np.zeros(task.parameters)
         for own in data:
@@ -112,7 +119,7 @@ def inline(task: Task, done: Callable[[], None]) -> Floats:
     """Our grid in this process: a Flower ClientApp for each client, every update a Flower message."""
     from common.link.inprocess import InProcessGrid
 
-    model, data = head(task), [task.data(client) for client in range(task.clients)]
+    model, data = network(task), [task.data(client) for client in range(task.clients)]
     return _over_grid(
         task, done, lambda client, start: train(model, task, start, data[client]), lambda apps: InProcessGrid(apps)
     )
@@ -120,7 +127,7 @@ def inline(task: Task, done: Callable[[], None]) -> Floats:
 
 def stacked(task: Task, done: Callable[[], None]) -> Floats:
     """The same grid and apps, which train together in chunks."""
-    from simulations.together import Meeting, TogetherGrid
+    from simulations.together import Meeting, TogetherGrid, chunk
 
     data = [task.data(client) for client in range(task.clients)]
     kept: dict[int, tuple[Tensor, Tensor]] = {}
@@ -135,7 +142,7 @@ def stacked(task: Task, done: Callable[[], None]) -> Floats:
         starts = torch.from_numpy(np.stack([start for _, start in asked]))
         return list(train_stacked(task, starts, *kept[clients[0]]).numpy())
 
-    meeting = Meeting[tuple[int, Floats], Floats](compute)
+    meeting = Meeting[tuple[int, Floats], Floats](compute, chunk(task.parameters))
     return _over_grid(
         task, done, lambda client, start: meeting.ask((client, start)), lambda apps: TogetherGrid(apps, meeting.hold)
     )
@@ -155,13 +162,13 @@ def flower_ray(task: Task, done: Callable[[], None]) -> Floats:
     @client_app.train()
     def fit(message: FlowerMessage, context: FlowerContext) -> FlowerMessage:
         client = int(context.node_config["partition-id"])
-        end = train(_head(task), task, _read(message), _data(task, client))
+        end = train(_network(task), task, _read(message), _data(task, client))
         return FlowerMessage(RecordDict({"vector": ArrayRecord([end])}), reply_to=message)
 
     @server_app.main()
     def main(grid: Grid, context: FlowerContext) -> None:
         del context
-        vector: Floats = np.zeros(task.parameters, dtype=np.float32)
+        vector = start_of(task)
         while len(nodes := list(grid.get_node_ids())) < task.clients:
             pass
         for _ in range(task.rounds):
@@ -188,7 +195,7 @@ def pfl(task: Task, done: Callable[[], None]) -> Floats:
     from pfl.metrics import Metrics, Weighted
     from pfl.model.pytorch import PyTorchModel
 
-    class Head(nn.Linear):
+    class Network(nn.Sequential):
         def loss(self, features: Tensor, targets: Tensor, eval: bool = False) -> Tensor:
             self.train(not eval)
             return functional.cross_entropy(self(features), targets)
@@ -202,8 +209,7 @@ def pfl(task: Task, done: Callable[[], None]) -> Floats:
             done()
             return False, Metrics()
 
-    module = Head(task.width, task.labels)
-    module.load_state_dict(head(task).state_dict())
+    module = Network(*network(task))
     data = {client: Dataset(list(task.data(client))) for client in range(task.clients)}
     dataset = FederatedDataset(data.__getitem__, get_user_sampler("minimize_reuse", list(data)))
     model = PyTorchModel(
@@ -214,7 +220,7 @@ def pfl(task: Task, done: Callable[[], None]) -> Floats:
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=task.rounds,
-            evaluation_frequency=0,
+            evaluation_frequency=task.rounds + 1,
             train_cohort_size=task.clients,
             val_cohort_size=0,
         ),
@@ -226,8 +232,7 @@ def pfl(task: Task, done: Callable[[], None]) -> Floats:
         callbacks=[Mark()],
         send_metrics_to_platform=False,
     )
-    end: Floats = nn.utils.parameters_to_vector(module.parameters()).detach().numpy().copy()
-    return end
+    return _flat(module)
 
 
 PLAIN: Mapping[str, Callable[[Task, Callable[[], None]], Floats]] = {
@@ -260,7 +265,7 @@ def _over_grid(
         return app
 
     grid = grid_of({2 + client: app_of(client) for client in range(task.clients)})
-    vector: Floats = np.zeros(task.parameters, dtype=np.float32)
+    vector = start_of(task)
     for _ in range(task.rounds):
         content = RecordDict({"vector": ArrayRecord([vector])})
         replies = grid.send_and_receive([Message(content, node, "train.fit") for node in grid.get_node_ids()])
@@ -275,7 +280,13 @@ def _read(message: Message) -> Floats:
 
     record = message.content["vector"]
     assert isinstance(record, ArrayRecord)
-    return record.to_numpy_ndarrays()[0].astype(np.float32, copy=False)
+    (array,) = record.values()
+    return np.frombuffer(array.data, dtype=np.float32, offset=len(array.data) - 4 * array.shape[0])
+
+
+def _flat(model: nn.Module) -> Floats:
+    flat: Floats = nn.utils.parameters_to_vector(model.parameters()).detach().numpy().copy()
+    return flat
 
 
 def _mean(vectors: Sequence[Floats], task: Task) -> Floats:
@@ -287,9 +298,9 @@ def _mean(vectors: Sequence[Floats], task: Task) -> Floats:
 
 
 @lru_cache(maxsize=1)
-def _head(task: Task) -> nn.Linear:
-    """Return one model a process, for actors."""
-    return head(task)
+def _network(task: Task) -> nn.Sequential:
+    """Return one model a process."""
+    return network(task)
 
 
 @lru_cache(maxsize=1024)

@@ -136,7 +136,7 @@ class TestMeeting:
         assert self.held(5, 3, leave_out=(1, 3, 4))[1] == [[0, 2]]
 
     def test_an_answer_that_is_an_error_is_raised_where_it_was_asked(self) -> None:
-        meeting = Meeting[int, int](lambda numbers: [refusal if n == 1 else n for n in numbers], 3)
+        meeting = Meeting[int, int](lambda numbers: [ValueError("no") if n == 1 else n for n in numbers], 3)
         found: list[int | str] = []
 
         def call(number: int) -> None:
