@@ -42,6 +42,7 @@ class Meeting(Generic[Asked, Answer]):
 
     def __init__(self, compute: Compute[Asked, Answer], size: int) -> None:
         self._compute, self.size = compute, size
+        self._seats: list[greenlet] = []
         self.seconds = 0.0
 
     def hold(self, calls: Sequence[Callable[[], None]]) -> None:
@@ -54,11 +55,8 @@ class Meeting(Generic[Asked, Answer]):
 
     def ask(self, asked: Asked) -> Answer:
         """Return the answer to what a call asks: within a call of :meth:`hold` together with others, else at once."""
-        seat = getcurrent()
-        if isinstance(seat, _Seat) and seat.parent is not None:
-            answer: Answer | Exception = seat.parent.switch(asked)
-        else:
-            answer = self._answers([asked])[0]
+        here = getcurrent()
+        answer: Answer | Exception = here.parent.switch(asked) if here in self._seats else self._answers([asked])[0]
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -66,7 +64,7 @@ class Meeting(Generic[Asked, Answer]):
     def _hold(self, calls: Sequence[Callable[[], None]]) -> None:
         failures: list[Exception] = []
 
-        def on(seat: _Seat, *answer: Answer | Exception) -> list[tuple[_Seat, Asked]]:
+        def on(seat: greenlet, *answer: Answer | Exception) -> list[tuple[greenlet, Asked]]:
             """Let a call go on until it asks or ends; returns it with what it asks, or nothing."""
             try:
                 asked: Asked = seat.switch(*answer)
@@ -75,7 +73,8 @@ class Meeting(Generic[Asked, Answer]):
                 return []
             return [] if seat.dead else [(seat, asked)]
 
-        waiting = [found for call in calls for found in on(_Seat(call))]
+        self._seats = [greenlet(call) for call in calls]
+        waiting = [found for seat in self._seats for found in on(seat)]
         while waiting:
             answers = self._answers([asked for _, asked in waiting])
             waiting = [found for (seat, _), answer in zip(waiting, answers, strict=True) for found in on(seat, answer)]
@@ -91,10 +90,6 @@ class Meeting(Generic[Asked, Answer]):
             return [error] * len(asked)
         finally:
             self.seconds += time.perf_counter() - start
-
-
-class _Seat(greenlet):
-    """One call, which can wait in its middle."""
 
 
 class TogetherGrid(InProcessGrid):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from flwr.app import Context, Message
+    from flwr.app import Context, Message, RecordDict
     from flwr.clientapp import ClientApp
 
     from common.link.inprocess import InProcessGrid
@@ -76,7 +76,7 @@ def train(model: nn.Module, task: Task, start: Floats, data: tuple[Tensor, Tenso
     """Return a client's weights after its steps, (parameters,): the plain loop that people write."""
     nn.utils.vector_to_parameters(torch.from_numpy(start.copy()), model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=_RATE)
-    for features, targets in zip(data[0].split(task.batch), data[1].split(task.batch), strict=True):
+    for features, targets in zip(*(torch.split(part, task.batch) for part in data), strict=True):
         optimizer.zero_grad()
         functional.cross_entropy(model(features), targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -86,7 +86,7 @@ def train(model: nn.Module, task: Task, start: Floats, data: tuple[Tensor, Tenso
 def train_stacked(task: Task, starts: Tensor, features: Tensor, targets: Tensor) -> Tensor:
     """Return (clients, parameters): several clients' weights after their steps, by batched products."""
     shapes = [parameter.shape for parameter in _network(task).parameters()]
-    parts = starts.split([shape.numel() for shape in shapes], dim=1)
+    parts = torch.split(starts, [shape.numel() for shape in shapes], dim=1)
     leaves = [
         part.reshape(len(starts), *shape).clone().requires_grad_() for part, shape in zip(parts, shapes, strict=True)
     ]
@@ -139,7 +139,8 @@ def stacked(task: Task, done: Callable[[], None]) -> Floats:
                 torch.stack([data[client][0] for client in clients]),
                 torch.stack([data[client][1] for client in clients]),
             )
-        starts = torch.from_numpy(np.stack([start for _, start in asked]))
+        # Each was sent the round's one vector.
+        starts = torch.from_numpy(asked[0][1].copy()).expand(len(asked), -1)
         return list(train_stacked(task, starts, *kept[clients[0]]).numpy())
 
     meeting = Meeting[tuple[int, Floats], Floats](compute, chunk(task.parameters))
@@ -251,8 +252,18 @@ def _over_grid(
     grid_of: Callable[[dict[int, ClientApp]], InProcessGrid],
 ) -> Floats:
     """Average over a grid in this process; ``fit`` returns what a client's training from a vector ends with."""
-    from flwr.app import ArrayRecord, Message, RecordDict
+    from flwr.app import Message
     from flwr.clientapp import ClientApp
+
+    from common.identity import Signature
+    from common.link.records import from_records, to_records
+    from common.messages import Sealed
+
+    def packed(vector: Floats) -> RecordDict:
+        return to_records(Sealed(b"", Signature(b""), {"vector": vector.tobytes()}))
+
+    def read(message: Message) -> Floats:
+        return np.frombuffer(from_records(message.content).parts["vector"], dtype=np.float32)
 
     def app_of(client: int) -> ClientApp:
         app = ClientApp()
@@ -260,22 +271,22 @@ def _over_grid(
         @app.train("fit")
         def answer(message: Message, context: Context) -> Message:
             del context
-            return Message(RecordDict({"vector": ArrayRecord([fit(client, _read(message))])}), reply_to=message)
+            return Message(packed(fit(client, read(message))), reply_to=message)
 
         return app
 
     grid = grid_of({2 + client: app_of(client) for client in range(task.clients)})
     vector = start_of(task)
     for _ in range(task.rounds):
-        content = RecordDict({"vector": ArrayRecord([vector])})
+        content = packed(vector)
         replies = grid.send_and_receive([Message(content, node, "train.fit") for node in grid.get_node_ids()])
-        vector = _mean([_read(reply) for reply in replies], task)
+        vector = _mean([read(reply) for reply in replies], task)
         done()
     return vector
 
 
 def _read(message: Message) -> Floats:
-    """Return the vector in a Flower message."""
+    """Return the vector in a message of Flower's own simulation."""
     from flwr.app import ArrayRecord
 
     record = message.content["vector"]

@@ -99,6 +99,18 @@ def test_a_site_that_was_never_asked_is_not_computed_and_the_next_attempt_charge
         assert len(log.egress) == len(stacked.logs[site].egress)
 
 
+def test_a_study_on_ray_is_the_inline_one_bit_for_bit(folder: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed here")
+    inline, over_ray = (run(folder, engine) for engine in (Engine.INLINE, Engine.RAY))
+    assert np.array_equal(over_ray.vector, inline.vector)
+    assert over_ray.coordinator.outcome.rounds == inline.coordinator.outcome.rounds
+    for site, log in inline.logs.items():
+        sizes = [(entry.stage, entry.instance, entry.attempt, entry.part_bytes) for entry in log.egress]
+        assert [(e.stage, e.instance, e.attempt, e.part_bytes) for e in over_ray.logs[site].egress] == sizes
+        assert np.array_equal(over_ray.predictions[site], inline.predictions[site])
+    assert over_ray.seconds["training"] > 0
+
+
 class TestMeeting:
     """Calls that ask in their middle, one at a time, answered together."""
 
