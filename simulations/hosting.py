@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client.ledger import MemoryLedger
-from client.site import Site, SiteLog
+from client.site import Site, SiteLog, Terms
 from client.training.features import Features
 from client.training.noise import NoiseSource, SystemNoise
 from client.workload import TextWorkload
@@ -124,6 +124,7 @@ class LocalSites:
         tap: Callable[[Message], None] = lambda _: None,
     ) -> None:
         everyone = frozenset(member.site_id for member in agreement.study.roster)
+        terms = Terms.of(agreement.study, model.dimension)
         self._meeting = meeting
         self._workloads: dict[SiteId, TextWorkload] = {}
         self._sites: dict[SiteId, Site] = {}
@@ -143,6 +144,7 @@ class LocalSites:
                 verified=everyone,
                 entropy=entropy.of(f"{part.site}/protocol"),
                 clock=lambda: datetime.now(UTC),
+                terms=terms,
             )
             self._workloads[part.site], self._sites[part.site] = alone, site
             self.apps[node_of(part.number)] = site.app()

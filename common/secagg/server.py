@@ -106,17 +106,20 @@ class ServerSession:
 
     def requests(self) -> dict[SiteId, bytes]:
         """Return what to send now, and to whom."""
-        make: Mapping[Phase, Callable[[int], bytes]] = {
-            Phase.HELLO: lambda _: Writer(Kind.HELLO_REQUEST).fixed(self._epoch.nonce).done(),
-            Phase.PREPARE: lambda _: self._prepare_request(),
+        alike: Mapping[Phase, Callable[[], bytes]] = {
+            Phase.HELLO: lambda: Writer(Kind.HELLO_REQUEST).fixed(self._epoch.nonce).done(),
+            Phase.PREPARE: self._prepare_request,
+            Phase.INPUT: self._input_request,
+            Phase.VIEW: self._view_request,
+        }
+        each: Mapping[Phase, Callable[[int], bytes]] = {
             Phase.ACKNOWLEDGE: self._acknowledge_request,
-            Phase.INPUT: lambda _: self._input_request(),
-            Phase.VIEW: lambda _: self._view_request(),
             Phase.UNMASK: self._unmask_request,
         }
-        if self.phase not in make:
-            return {}
-        return {self._terms.roster[index]: make[self.phase](index) for index in self._asked()}
+        asked = {index: self._terms.roster[index] for index in self._asked()}
+        if self.phase in alike:
+            return dict.fromkeys(asked.values(), alike[self.phase]())
+        return {site: each[self.phase](index) for index, site in asked.items()} if self.phase in each else {}
 
     def receive(self, site: SiteId, reply: bytes) -> None:
         """Take one site's reply; raises CSL-4xx for one that is refused, which leaves the site unanswered."""
@@ -206,7 +209,7 @@ class ServerSession:
         epoch = self._epoch
         epoch.members = answered
         self._terms.check_cohort(self.cohort)
-        epoch.session = session_of(self._terms, epoch.nonce, epoch.hellos)
+        epoch.session = session_of(self._terms.study, epoch.nonce, epoch.hellos)
         epoch.graph = Graph.of(self._terms, epoch.session, answered)
         epoch.instance = 1 + max(hello.floor for hello in epoch.hellos.values())
         self._enter(Phase.PREPARE)

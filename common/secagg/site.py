@@ -21,7 +21,7 @@ from common.identity import Domain, Identity, SiteId, verify
 from common.secagg import shamir
 from common.secagg.channels import Channel, KeyPair
 from common.secagg.commitments import Tree, climb, commit, leaf, leaves_of, signed_prepare
-from common.secagg.context import acknowledged, context_of, input_name, session_of, view_of
+from common.secagg.context import acknowledged, context_of, input_name, read_members, session_named, view_of
 from common.secagg.encoding import Encoding, Entropy
 from common.secagg.graph import Graph
 from common.secagg.instance import Instance, Opened, Ticket
@@ -198,16 +198,15 @@ class SiteSession:
 
     def _prepare(self, request: bytes) -> tuple[Step, bytes]:
         state, own = after(self._state, Step.PREPARE), _need(self._channel_key)
-        with Reader(request, Kind.PREPARE_REQUEST) as reader:
-            members = reader.indices(len(self._terms.roster))
-            hellos = {index: Hello.read(reader) for index in members}
+        hellos = read_members(request, len(self._terms.roster))
+        members = tuple(hellos)
         mine = hellos.get(self._index)
         if mine is None or (mine.nonce, mine.key, mine.floor) != (self._nonce, own.public, self._journal.floor()):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site's own hello is not among them")
         cohort = tuple(self._terms.roster[index] for index in members)
         self._terms.check_cohort(cohort)
         self._terms.check_own(self._site, self._verified, cohort, cohort)
-        session = session_of(self._terms, self._server_nonce, hellos)
+        session = session_named(self._terms.study, self._server_nonce, request, len(self._terms.roster))
         graph = Graph.of(self._terms, session, members)
         for index in sorted({self._index, *graph.peers(self._index)}):
             signed = hellos[index].signed(self._terms.study, self._server_nonce, index)
