@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 
+from common.identity import Domain, PublicKey, verify
 from common.secagg.encoding import Encoding
 from common.secagg.terms import Terms
 from common.secagg.wire import Hello, Kind, Reader, packed_indices
@@ -73,6 +74,15 @@ def view_of(context: bytes, survivors: Sequence[int]) -> bytes:
 def input_name(request: bytes, input_digest: bytes, stage: str, encoding: Encoding) -> bytes:
     """Return the name under which a site keeps its reply to an input: all that it answers is in it."""
     return _digest(b"input", request, input_digest, stage.encode(), encoding.digest())
+
+
+@lru_cache(maxsize=1 << 15)
+def check_signature(key: PublicKey, domain: Domain, payload: bytes, signature: bytes) -> None:
+    """Raise CSL-121 unless the signature holds; one that held is known to hold.
+
+    A simulation's sites are shown the same signatures as their neighbours, and most of its time would go into them.
+    """
+    verify(key, domain, payload, signature)
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from common import errors
 from common.errors import ConsiliumError
-from common.identity import Domain, SiteId, verify
+from common.identity import Domain, SiteId
 from common.secagg.commitments import commit, signed_prepare
-from common.secagg.context import acknowledged, context_of, session_of, view_of
+from common.secagg.context import acknowledged, check_signature, context_of, session_of, view_of
 from common.secagg.encoding import Encoding, Entropy
 from common.secagg.epoch import Epoch, Shared, Sum
 from common.secagg.graph import Graph
@@ -353,6 +353,6 @@ class ServerSession:
     def _verify(self, index: int, domain: Domain, payload: bytes, signature: bytes) -> None:
         site = self._terms.roster[index]
         try:
-            verify(self._terms.keys[site], domain, payload, signature)
+            check_signature(self._terms.keys[site], domain, payload, signature)
         except ConsiliumError as error:
             raise ConsiliumError(errors.SECAGG_SIGNATURE, f"{site}, {domain.value}") from error

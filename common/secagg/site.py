@@ -17,11 +17,19 @@ from numpy.typing import NDArray
 
 from common import errors
 from common.errors import ConsiliumError
-from common.identity import Domain, Identity, SiteId, verify
+from common.identity import Domain, Identity, SiteId
 from common.secagg import shamir
 from common.secagg.channels import Channel, KeyPair
 from common.secagg.commitments import Tree, climb, commit, leaf, leaves_of, signed_prepare
-from common.secagg.context import acknowledged, context_of, input_name, read_members, session_named, view_of
+from common.secagg.context import (
+    acknowledged,
+    check_signature,
+    context_of,
+    input_name,
+    read_members,
+    session_named,
+    view_of,
+)
 from common.secagg.encoding import Encoding, Entropy
 from common.secagg.graph import Graph
 from common.secagg.instance import Instance, Opened, Ticket
@@ -369,7 +377,7 @@ class SiteSession:
             raise ConsiliumError(errors.SECAGG_MALFORMED, "a site index is out of range")
         site = self._terms.roster[index]
         try:
-            verify(self._terms.keys[site], domain, payload, signature)
+            check_signature(self._terms.keys[site], domain, payload, signature)
         except ConsiliumError as error:
             raise ConsiliumError(errors.SECAGG_SIGNATURE, f"{site}, {domain.value}") from error
 
