@@ -145,7 +145,7 @@ class SiteSession:
         agreed = acknowledged(self._session, number, instance.roots)
         for index, signature in signatures.items():
             self._verify(index, Domain.SECAGG_ACKNOWLEDGE, agreed, signature)
-        cohort = tuple(self._terms.roster[index] for index in graph.members)
+        cohort = tuple(map(self._terms.roster.__getitem__, graph.members))
         self._terms.check_cohort(cohort)
         encoding = encoding.among(cohort, self._terms.contributors_needed, self._terms.max_share)
         self._check_sum(cohort, cohort, encoding)
@@ -211,7 +211,7 @@ class SiteSession:
         mine = hellos.get(self._index)
         if mine is None or (mine.nonce, mine.key, mine.floor) != (self._nonce, own.public, self._journal.floor()):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site's own hello is not among them")
-        cohort = tuple(self._terms.roster[index] for index in members)
+        cohort = tuple(map(self._terms.roster.__getitem__, members))
         self._terms.check_cohort(cohort)
         self._terms.check_own(self._site, self._verified, cohort, cohort)
         session = session_named(self._terms.study, self._server_nonce, request, len(self._terms.roster))
@@ -348,7 +348,7 @@ class SiteSession:
             self._verify(index, Domain.SECAGG_VIEW, view, signature)
 
     def _check_survivors(self, survivors: tuple[int, ...], opened: Opened) -> None:
-        names = [self._terms.roster[index] for index in survivors]
+        names = list(map(self._terms.roster.__getitem__, survivors))
         if self._site not in names:
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site survived and is not listed")
         self._check_sum(names, opened.ticket.cohort, opened.encoding)

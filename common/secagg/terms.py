@@ -104,14 +104,14 @@ class Terms:
 
     def check_survivors(self, survivors: Collection[SiteId], cohort: Collection[SiteId]) -> None:
         """Raise CSL-404 where a sum over these survivors would say too much of one of them (RULES 2, 4)."""
-        if not set(survivors) <= set(cohort):
+        if survivors is not cohort and not set(survivors) <= set(cohort):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "a survivor is not in the cohort")
         if len(survivors) < self.survivors_needed(len(cohort)):
             raise ConsiliumError(
                 errors.SECAGG_THRESHOLD,
                 f"{len(survivors)} survivors of {len(cohort)}, {self.survivors_needed(len(cohort))} are needed",
             )
-        weights = [self.bands[site] for site in survivors]
+        weights = list(map(self.bands.__getitem__, survivors))
         if max(weights) > self.max_share * sum(weights):
             raise ConsiliumError(errors.SECAGG_THRESHOLD, "one survivor would be too large a part of the sum")
 

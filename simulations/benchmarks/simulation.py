@@ -1,8 +1,9 @@
 """How fast a study can be simulated: every engine on one task, whole private studies, and ten thousand sites in one.
 
 Plain rows train the task of :mod:`simulations.benchmarks._contenders`: a loop, our grid, our grid with stacked
-training, Flower's own simulation on Ray, Apple's pfl. Private rows are whole studies under MiniLM with everything on, beside a
-loop that only trains. CPU is of the whole process tree, between the end of the first round and that of the last.
+training, Flower's own simulation on Ray, Apple's pfl. Private rows are whole studies under MiniLM with everything on,
+beside a loop that only trains. CPU is of the whole process tree, between the end of the first round and that of the
+last.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ from flwr.app import Message
 from common.errors import ConsiliumError
 from common.messages import Stage
 from common.stopwatch import Stopwatch
+from simulations import options
 from simulations.authoring import Consortium, author, privacy_of
 from simulations.engines import EntropySource
 from simulations.federation import Federation, federate
 from simulations.options import Engine
 from simulations.preparation import prepare
 from simulations.progress import SilentProgress
+from simulations.run import run_scenario
 from simulations.scenario import Scenario
 from simulations.together import Meeting
 from tests.encoders import write_encoder
@@ -109,6 +113,91 @@ def test_a_study_on_ray_is_the_inline_one_bit_for_bit(folder: Path) -> None:
         assert [(e.stage, e.instance, e.attempt, e.part_bytes) for e in over_ray.logs[site].egress] == sizes
         assert np.array_equal(over_ray.predictions[site], inline.predictions[site])
     assert over_ray.seconds["training"] > 0
+
+
+def test_ray_listens_on_the_loopback_interface_only_and_ends_with_the_study() -> None:
+    pytest.importorskip("ray", reason="ray is not installed here")
+    from simulations.ray_engine import started
+
+    ray = started()
+    try:
+        listening = listeners(os.getpid())
+        assert len(listening) > 2
+        assert {address for address in listening if not address.startswith("0100007F:")} == set()
+    finally:
+        ray.shutdown()
+    assert not ray.is_initialized()
+
+
+def test_without_ray_the_engine_is_refused_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(options, "find_spec", lambda _: None)
+    with pytest.raises(ConsiliumError, match=r"CSL-521.*ray"):
+        options.check_engine(Engine.RAY, scenario(folder / "encoder"))
+
+
+def test_discrete_noise_is_not_stacked(folder: Path) -> None:
+    privacy = {"epsilon": 8.0, "delta": 1e-5, "sampling_rate": 0.5, "noise": "discrete-gaussian"}
+    with pytest.raises(ConsiliumError, match=r"CSL-520.*one by one"):
+        options.check_engine(Engine.STACKED, scenario(folder / "encoder", privacy=privacy))
+
+
+def test_a_method_that_cannot_be_stacked_is_refused_before_the_tuning(folder: Path, tmp_path: Path) -> None:
+    chosen = scenario(folder / "encoder", adapter={"method": "ia3", "last_layers": 1})
+    with pytest.raises(ConsiliumError, match=r"CSL-520.*is not in a linear layer"):
+        run_scenario(
+            chosen,
+            folder,
+            tmp_path / "out",
+            baselines=frozenset(),
+            device="cpu",
+            threads=1,
+            progress=SilentProgress(),
+            engine=Engine.STACKED,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_metrics_name_the_engine_and_count_training_together_once(folder: Path, tmp_path: Path) -> None:
+    metrics = run_scenario(
+        scenario(folder / "encoder"),
+        folder,
+        tmp_path / "out",
+        baselines=frozenset(),
+        device="cpu",
+        threads=1,
+        progress=SilentProgress(),
+        engine=Engine.STACKED,
+    )
+    assert metrics.config.engine == "stacked"
+    assert 0 < metrics.seconds.training < metrics.seconds.total
+    assert "engine stacked" in (tmp_path / "out" / "report.html").read_text()
+
+
+def listeners(root: int) -> set[str]:
+    """Return the local addresses, as /proc writes them, on which a process or what it started listens."""
+    parents = {
+        int(entry.name): int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (entry / "stat").exists()
+    }
+    mine = {root}
+    while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    inodes = set()
+    for pid in mine:
+        with suppress(OSError):
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    inodes.add(os.readlink(link))
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                found.add(fields[1])
+    return found
 
 
 class TestMeeting:
