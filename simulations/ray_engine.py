@@ -239,25 +239,26 @@ def started() -> ModuleType:
 
     Raises CSL-521 where it is not installed, CSL-522 where it cannot start.
     """
+    here = not os.environ.get("RAY_ADDRESS")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if here:
+        # Ray's one way to its loopback mode, read as it is imported; a node address of 127.0.0.1 it would replace.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
         raise ConsiliumError(errors.ENGINE_MISSING, "ray") from error
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        if here:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, num_cpus=os.cpu_count())
         else:
-            ray.init(
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=False,
-                num_cpus=os.cpu_count(),
-                _node_ip_address=_LOOPBACK,
-            )
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise _failed(error) from error
+    if here and ray.util.get_node_ip_address() != _LOOPBACK:
+        ray.shutdown()
+        raise ConsiliumError(errors.ENGINE_FAILED, "Ray would listen beyond this machine: it was imported too early")
     return ray
 
 
