@@ -256,7 +256,8 @@ def started() -> ModuleType:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise _failed(error) from error
-    if here and ray.util.get_node_ip_address() != _LOOPBACK:
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    if here and {node["NodeManagerAddress"] for node in nodes} != {_LOOPBACK}:
         ray.shutdown()
         raise ConsiliumError(errors.ENGINE_FAILED, "Ray would listen beyond this machine: it was imported too early")
     return ray

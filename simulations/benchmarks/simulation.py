@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import venv
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ THROWN_AWAY = {"flower-ray": ("ray==2.55.1",), "pfl": ("pfl==0.6.0",)}
 """What is installed beside our own packages for an engine that is not ours."""
 _ROOT = Path(__file__).resolve().parents[2]
 _LIMIT = 900.0
+"""Seconds that one row may take."""
 _PACKAGES = ("torch", "flwr", "opacus", "cryptography")
 _QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -57,11 +59,14 @@ def measure(python: Path | str, module: str, engine: str, clients: int, argument
         marks: list[tuple[float, float]] = []
         more: Row = {}
         assert process.stdout is not None
+        limit = threading.Timer(_LIMIT, process.kill)
+        limit.start()
         for line in process.stdout:
             if line.strip() == ROUND:
                 marks.append((time.perf_counter() - start, tree_seconds(process.pid)))
             elif line.startswith("{"):
                 more = json.loads(line)
+        limit.cancel()
     if process.returncode or not marks:
         return {"skipped": f"it ended with status {process.returncode} after {len(marks)} rounds"}
     rounds = len(marks) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from tests.encoders import write_encoder
 from tests.simulations.test_run import scenario, write_notes
 
 SEED = 5
+# Asked without importing it: Ray reads how it may listen as it is imported.
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed here")
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +106,8 @@ def test_a_site_that_was_never_asked_is_not_computed_and_the_next_attempt_charge
         assert len(log.egress) == len(stacked.logs[site].egress)
 
 
+@NEEDS_RAY
 def test_a_study_on_ray_is_the_inline_one_bit_for_bit(folder: Path) -> None:
-    pytest.importorskip("ray", reason="ray is not installed here")
     inline, over_ray = (run(folder, engine) for engine in (Engine.INLINE, Engine.RAY))
     assert np.array_equal(over_ray.vector, inline.vector)
     assert over_ray.coordinator.outcome.rounds == inline.coordinator.outcome.rounds
@@ -115,8 +118,8 @@ def test_a_study_on_ray_is_the_inline_one_bit_for_bit(folder: Path) -> None:
     assert over_ray.seconds["training"] > 0
 
 
+@NEEDS_RAY
 def test_ray_listens_on_the_loopback_interface_only_and_ends_with_the_study() -> None:
-    pytest.importorskip("ray", reason="ray is not installed here")
     from simulations.ray_engine import started
 
     ray = started()
