@@ -251,7 +251,14 @@ def started() -> ModuleType:
         raise ConsiliumError(errors.ENGINE_MISSING, "ray") from error
     try:
         if here:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, num_cpus=os.cpu_count())
+            # "local": without it Ray would join any cluster of which it finds traces on this machine.
+            ray.init(
+                address="local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+                num_cpus=os.cpu_count(),
+            )
         else:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
