@@ -35,8 +35,10 @@ from common.messages import ANYONE, OPERATOR, Envelope, Sealed, Stage, unseal
 from common.payloads import LEDGER_PART, count_encoding, input_digest, parse_round, parse_vector, vector_encoding
 from common.privacy.plan import PrivacyPlan
 from common.secagg import Encoding, SiteSession, Ticket
+from common.secagg import Terms as AggregationTerms
 from common.secagg.journal import Journal
 from common.stopwatch import Stopwatch
+from common.study import Study
 
 _log = logging.getLogger("consilium.site")
 _REPLIES_KEPT = 16
@@ -65,6 +67,24 @@ class SiteLog:
     watch: Stopwatch = field(default_factory=Stopwatch)
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a site reads from the study that every other site reads too; simulated sites share one reading.
+
+    aggregation  who may take part and who must
+    vectors      how updates are encoded, counts how the evaluation's cells are
+    """
+
+    aggregation: AggregationTerms
+    vectors: Encoding
+    counts: Encoding
+
+    @classmethod
+    def of(cls, study: Study, dimension: int) -> Terms:
+        """Read a study whose vector has that length; raises CSL-409 if a sum could overflow."""
+        return cls(AggregationTerms.from_study(study), vector_encoding(study, dimension), count_encoding(study))
+
+
 class Site:
     """One site in one study.
 
@@ -74,6 +94,7 @@ class Site:
     ledger      commits the study to the account here and now; every reply carries where its chain ends (RULES 18)
     account     the patient population that the ledger charges
     journal     what the secure sums must not forget over a restart (RULES 5); in memory where None
+    terms       of this very study and dimension, where several simulated sites share one reading; else read here
     """
 
     def __init__(
@@ -89,6 +110,7 @@ class Site:
         account: str = "default",
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         journal: Journal | None = None,
+        terms: Terms | None = None,
     ) -> None:
         study = agreement.study
         if study.member(site).public_key != identity.public_key:
@@ -100,8 +122,8 @@ class Site:
         self._workload, self._ledger, self._account, self._clock = workload, ledger, account, clock
         ledger.join(account, agreement.digest, PrivacyPlan.for_site(study, site))
         self._witness = Witness(identity, entropy)
-        self._vectors = vector_encoding(study, workload.dimension)
-        self._counts = count_encoding(study)
+        shared = Terms.of(study, workload.dimension) if terms is None else terms
+        self._vectors, self._counts = shared.vectors, shared.counts
         self._egress = Egress(
             study,
             site,
@@ -111,8 +133,8 @@ class Site:
             witness=lambda: self._witness.seal(ledger.head()),
             write=self.log.egress.append,
         )
-        self._session = SiteSession.for_study(
-            study, identity, site, verified=verified, entropy=entropy, journal=journal
+        self._session = SiteSession(
+            shared.aggregation, identity, site, verified=verified, entropy=entropy, journal=journal
         )
         self._replies: OrderedDict[bytes, Sealed] = OrderedDict()
         self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {

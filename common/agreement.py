@@ -58,9 +58,14 @@ def sign(study: Study, operator: Identity) -> SignedStudy:
 def approve(signed: SignedStudy, site: SiteId, identity: Identity, operator_key: PublicKey) -> Approval:
     """Countersign a study as one of its sites; raises CSL-104, CSL-122 or CSL-121 if the key is not the roster's."""
     study = verify_study(signed, operator_key)
+    return countersign(study, study.digest, site, identity)
+
+
+def countersign(study: Study, digest: Digest, site: SiteId, identity: Identity) -> Approval:
+    """Countersign a study that is verified already, under its digest; raises CSL-122, or CSL-121 for another key."""
     if study.member(site).public_key != identity.public_key:
         raise ConsiliumError(errors.SIGNATURE_WRONG, f"{site} holds another key than the roster")
-    return Approval(site, study.digest, identity.sign(_APPROVING[study.kind], _approval_bytes(site, study.digest)))
+    return Approval(site, digest, identity.sign(_APPROVING[study.kind], _approval_bytes(site, digest)))
 
 
 def verify_study(signed: SignedStudy, operator_key: PublicKey) -> Study:

@@ -162,6 +162,11 @@ OUTPUT_UNWRITABLE = Fault("CSL-513", "scenario", "the output folder cannot be wr
 METRICS_INVALID = Fault(
     "CSL-514", "report", "metrics.json is missing, unreadable or holds a figure out of range", "run the scenario again"
 )
+ENGINE_UNSUITABLE = Fault("CSL-520", "engine", "this engine cannot run the study", "run it with --engine inline")
+ENGINE_MISSING = Fault(
+    "CSL-521", "engine", "what the engine needs is not installed", "install it: pip install 'consilium[ray]'"
+)
+ENGINE_FAILED = Fault("CSL-522", "engine", "the engine's processes failed", "run it with --engine inline")
 
 # 6xx  site, egress, link -------------------------------------------------------------------------------------------
 SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")

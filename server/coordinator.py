@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from common import errors
 from common.agreement import Agreement
 from common.errors import ConsiliumError
-from common.identity import Identity, SiteId
+from common.identity import Identity, PublicKey, SiteId
 from common.link.records import from_records, to_records
 from common.messages import ANYONE, OPERATOR, Envelope, Stage, peek_sender, seal, unseal
 from common.payloads import (
@@ -112,6 +112,7 @@ class Coordinator:
         self._vectors = vector_encoding(self._study, len(start))
         self._counts = count_encoding(self._study)
         self._optimizer = server_optimizer(self._study.training)
+        self._keys = {member.site_id: member.public_key for member in self._study.roster}
         self._nodes: dict[SiteId, int] = {}
         self._witnessed: dict[SiteId, bytes] = {}
         self._session: ServerSession | None = None
@@ -238,13 +239,8 @@ class Coordinator:
 
     def _send(self, grid: Grid, requests: Mapping[int, Envelope]) -> dict[int, Envelope]:
         """Send signed requests and return the verified replies, by node; what does not verify is no reply."""
-        messages = []
-        for node, request in requests.items():
-            sealed = seal(request, self._operator)
-            self.traffic.down += sealed.size
-            self.traffic.messages += 1
-            messages.append(Message(to_records(sealed), node, request.stage.value, group_id=str(request.instance)))
         replies: dict[int, Envelope] = {}
+        messages = (self._message(node, request) for node, request in requests.items())
         for message in grid.send_and_receive(messages, timeout=self._deadline):
             if message.has_error():
                 continue
@@ -258,6 +254,20 @@ class Coordinator:
                 continue
         return replies
 
+    def _key_of(self, sender: str) -> PublicKey:
+        """Return a site's key; raises CSL-122 for a stranger."""
+        try:
+            return self._keys[SiteId(sender)]
+        except KeyError as error:
+            raise ConsiliumError(errors.IDENTITY_UNKNOWN, sender) from error
+
+    def _message(self, node: int, request: Envelope) -> Message:
+        """Sign a request; made one by one as they are sent, since those of many sites do not fit the memory at once."""
+        sealed = seal(request, self._operator)
+        self.traffic.down += sealed.size
+        self.traffic.messages += 1
+        return Message(to_records(sealed), node, request.stage.value, group_id=str(request.instance))
+
     def _verified(self, message: Message, request: Envelope) -> Envelope:
         sealed = from_records(message.content)
         self.traffic.up += sealed.size
@@ -265,7 +275,7 @@ class Coordinator:
         sender = peek_sender(sealed) if request.recipient == ANYONE else request.recipient
         reply = unseal(
             sealed,
-            self._study.member(sender).public_key,
+            self._key_of(sender),
             study=self._digest,
             stage=request.stage,
             sender=sender,

@@ -11,12 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from common.agreement import Agreement, Approval, SignedStudy, approve, sign, verify_agreement
+from common.agreement import Agreement, Approval, SignedStudy, countersign, sign, verify_agreement, verify_study
 from common.identity import Identity, SiteId
 from common.privacy.accounting import calibrate_noise
 from common.privacy.concerns import concerns
 from common.secagg import Terms
-from common.study import Aggregation, BackboneManifest, Kind, Member, Privacy, Study, Training
+from common.study import (
+    MAX_SITES,
+    Aggregation,
+    BackboneManifest,
+    Kind,
+    Member,
+    Neighbourhoods,
+    Privacy,
+    Study,
+    Training,
+)
 from simulations.engines import EntropySource
 from simulations.scenario import Scenario
 
@@ -136,7 +146,12 @@ def sign_and_approve(study: Study, consortium: Consortium) -> Authored:
     """Sign a Study as its operator and approve it as each site."""
     signed = sign(study, consortium.operator)
     key = consortium.operator.public_key
-    approvals = tuple(approve(signed, site, identity, key) for site, identity in sorted(consortium.sites.items()))
+    # One process verifies for all its sites.
+    verified = verify_study(signed, key)
+    digest = verified.digest
+    approvals = tuple(
+        countersign(verified, digest, site, identity) for site, identity in sorted(consortium.sites.items())
+    )
     agreement = verify_agreement(signed, approvals, key, now=datetime.now(UTC), kind=Kind.SIMULATION)
     return Authored(signed, approvals, agreement)
 
@@ -190,6 +205,7 @@ def draft(
             max_share=wanted.max_share,
         ),
         roster=roster,
+        neighbourhoods=Neighbourhoods() if len(roster) > MAX_SITES else None,
     )
     # Through TOML-shaped fields once more, so that every check of an authored file holds for it too.
     study = Study.from_canonical(study.canonical())

@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +26,7 @@ from common.console import coded_errors
 from common.errors import ConsiliumError
 from simulations.audit.command import audit
 from simulations.metrics import Metrics
-from simulations.options import check_device, check_writable
+from simulations.options import Engine, check_device, check_engine, check_writable
 from simulations.progress import RichProgress
 from simulations.recipe import Explained, Origin
 from simulations.scenario import Baseline, Scenario, explained, load, locate, shipped
@@ -41,12 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-class Engine(StrEnum):
-    """How the sites are run."""
-
-    INLINE = "inline"
 
 
 @app.command()
@@ -65,7 +58,9 @@ def run(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes as many as there are cores", min=0)] = 0,
     seed: Annotated[int | None, typer.Option(help="in place of the scenario's seed", min=0)] = None,
     explain: Annotated[bool, typer.Option("--explain", help="say how it would train and why, and run nothing")] = False,
-    engine: Annotated[Engine, typer.Option(help="how the sites are run")] = Engine.INLINE,  # noqa: ARG001  one so far
+    engine: Annotated[
+        Engine, typer.Option(help="how the sites are run: one by one, several in one forward pass, or by Ray")
+    ] = Engine.INLINE,
 ) -> None:
     """Run a study and write its report."""
     if explain:
@@ -80,6 +75,7 @@ def run(
         folder = out or Path("runs") / chosen.name
         compared = _baselines(baselines, chosen)
         check_device(device)
+        check_engine(engine, chosen)
         check_writable(folder)
         # Threads that wait by spinning slow each other down many times where cores are shared.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -94,6 +90,7 @@ def run(
                 device=device,
                 threads=threads or os.cpu_count() or 1,
                 progress=progress,
+                engine=engine,
                 command=shlex.join(["consilium-sim", *sys.argv[1:]]),
             )
     if json:

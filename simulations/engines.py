@@ -6,15 +6,14 @@ Seeded randomness enters here, through a constructor, and nowhere else (RULES 15
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 
-from client.site import Site
 from common.errors import ConsiliumError
 from common.link.inprocess import OPERATOR_NODE, RUN, InProcessGrid
 from server.coordinator import Coordinator, Outcome
@@ -58,26 +57,23 @@ class Finished:
     seconds_transport: float
 
 
-def run_inline(
-    coordinator: Coordinator,
-    sites: Sequence[Site],
-    *,
-    lost: Callable[[Message], bool] = lambda _: False,
-    tap: Callable[[Message], None] = lambda _: None,
-) -> Finished:
-    """Run a study with its sites one after the other in this process.
+def node_of(number: int) -> int:
+    """Return the Flower node on which the site with this number, from 0, sits."""
+    return OPERATOR_NODE + 1 + number
 
-    lost, tap   as in :class:`common.link.inprocess.InProcessGrid`
-    Raises what the coordinator raises; sites' own failures stay in their logs, as they would on site.
+
+def run_study(coordinator: Coordinator, grid: InProcessGrid, incidents: Callable[[], Iterable[str]]) -> Finished:
+    """Run a study over a grid to its end.
+
+    incidents   returns the reasons that the sites keep to themselves
+    Raises what the coordinator raises, with the sites' reasons; their own failures stay in their logs, as on site.
     """
-    nodes = {OPERATOR_NODE + 1 + index: site for index, site in enumerate(sites)}
-    grid = InProcessGrid({node: site.app() for node, site in nodes.items()}, lost=lost, tap=tap)
     context = Context(run_id=RUN, node_id=OPERATOR_NODE, node_config={}, state=RecordDict(), run_config={})
     try:
         coordinator.app()(grid, context)
     except ConsiliumError as error:
         # On one machine there is nobody to hide a site's reason from: the researcher is told it.
-        reasons = sorted({incident for site in sites for incident in site.log.incidents})
+        reasons = sorted(set(incidents()))
         if reasons:
             raise ConsiliumError(error.fault, f"{error.detail}; sites say: {'; '.join(reasons[:3])}") from error
         raise

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from client.ledger import MemoryLedger
-from client.site import Site
-from client.training.noise import NoiseSource, SystemNoise
-from client.workload import TextWorkload
+from client.site import SiteLog
 from common.adapters import Vector
 from common.identity import SiteId
 from common.study import Training
 from server.coordinator import Coordinator, RoundRecord
 from simulations.arms import Quality, judge
 from simulations.authoring import Authored, Consortium
-from simulations.engines import EntropySource, run_inline
+from simulations.engines import EntropySource, run_study
+from simulations.hosting import Part, host
 from simulations.metrics import CurvePoint
-from simulations.noise import SeededNoise
+from simulations.options import Engine
 from simulations.preparation import Prepared
 from simulations.progress import Progress
 
@@ -34,24 +31,21 @@ class Federation:
     """A study that has run, with what each side kept.
 
     predictions  what the released vector predicts for each site's own test records, as each site would see it
+    seconds      that all sites together spent on training, evaluation and secure sums; and on transport
     curve        exact quality on the pooled validation records as the rounds passed
     """
 
     authored: Authored
     coordinator: Coordinator
-    sites: Mapping[SiteId, Site]
+    logs: Mapping[SiteId, SiteLog]
     predictions: Mapping[SiteId, NDArray[np.int64]]
     curve: tuple[CurvePoint, ...]
-    seconds_transport: float
+    seconds: Mapping[str, float]
 
     @property
     def vector(self) -> Vector:
         """The vector that the study released."""
         return self.coordinator.outcome.vector
-
-    def seconds(self, name: str) -> float:
-        """Return the seconds that all sites together spent on one thing."""
-        return sum(site.log.watch.seconds(name) for site in self.sites.values())
 
 
 def federate(
@@ -61,40 +55,18 @@ def federate(
     entropy: EntropySource,
     progress: Progress,
     *,
+    engine: Engine = Engine.INLINE,
     lost: Callable[[Message], bool] = lambda _: False,
     tap: Callable[[Message], None] = lambda _: None,
 ) -> Federation:
-    """Run a signed study over the prepared sites; raises CSL-602 when too few sites are left.
+    """Run a signed study over the prepared sites.
+
+    Raises CSL-602 when too few sites are left, CSL-520 to CSL-522 where the engine cannot run it.
 
     entropy     the source of keys; with a seed the noise is seeded too, and the run is NOT PRIVATE
     lost, tap   for tests, as in :class:`common.link.inprocess.InProcessGrid`
     """
     agreement, study = authored.agreement, authored.study
-    everyone = frozenset(member.site_id for member in study.roster)
-    workloads = {
-        site.site: TextWorkload(
-            study,
-            site.site,
-            prepared.model,
-            training=prepared.training[site.site],
-            testing=prepared.testing[site.site],
-            noise=noise_of(entropy, site.site),
-        )
-        for site in prepared.sites
-    }
-    sites = {
-        name: Site(
-            agreement,
-            name,
-            consortium.sites[name],
-            workload,
-            MemoryLedger(),
-            verified=everyone,
-            entropy=entropy.of(f"{name}/protocol"),
-            clock=lambda: datetime.now(UTC),
-        )
-        for name, workload in workloads.items()
-    }
     rounds = study.training.rounds
     shown = {round_index for round_index in range(rounds) if is_shown(round_index, rounds)}
     curve = [CurvePoint(round=0, accuracy=pooled_validation(prepared, prepared.start).accuracy)]
@@ -118,15 +90,29 @@ def federate(
         entropy=entropy.of("operator/protocol"),
         on_round=after,
     )
+    parts = tuple(
+        Part(
+            site.site,
+            number,
+            consortium.sites[site.site],
+            prepared.training[site.site],
+            prepared.testing[site.site],
+        )
+        for number, site in enumerate(prepared.sites)
+    )
     progress.phase("federated rounds", rounds)
-    finished = run_inline(coordinator, list(sites.values()), lost=lost, tap=tap)
-    predictions = {name: workload.predict(finished.outcome.vector) for name, workload in workloads.items()}
-    return Federation(authored, coordinator, sites, predictions, tuple(curve), finished.seconds_transport)
-
-
-def noise_of(entropy: EntropySource, party: str) -> NoiseSource:
-    """Return a party's source of sampling and noise: the system's, or a seeded one where the run must repeat."""
-    return SystemNoise() if entropy.seed is None else SeededNoise(entropy.seed, party)
+    hosted = host(engine, agreement, prepared.model, parts, entropy, lost=lost, tap=tap)
+    try:
+        finished = run_study(
+            coordinator, hosted.grid, lambda: (line for log in hosted.logs().values() for line in log.incidents)
+        )
+        predictions, logs = hosted.predict(finished.outcome.vector), hosted.logs()
+        seconds = {name: hosted.seconds(name) for name in ("training", "evaluation", "secagg")}
+    finally:
+        hosted.close()
+    return Federation(
+        authored, coordinator, logs, predictions, tuple(curve), seconds | {"transport": finished.seconds_transport}
+    )
 
 
 def pooled_validation(prepared: Prepared, vector: Vector) -> Quality:

@@ -196,6 +196,7 @@ class Config(Part):
     command: str
     device: str = "cpu"
     threads: Count = 1
+    engine: str = Field(default="inline", description="how the sites were run: `inline`, `stacked` or `ray`")
 
 
 class Metrics(Part):

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import os
 import re
+from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 from common import errors
 from common.errors import ConsiliumError
+from common.study import TrainingNoise
+from simulations.scenario import Scenario
+
+
+class Engine(StrEnum):
+    """How the sites are run: one after the other, several in one forward pass, or in the processes of a Ray cluster."""
+
+    INLINE = "inline"
+    STACKED = "stacked"
+    RAY = "ray"
+
+
+def check_engine(engine: Engine, scenario: Scenario) -> None:
+    """Raise CSL-520 where the scenario says that the engine cannot run it, CSL-521 where Ray is not installed."""
+    if engine is Engine.RAY and find_spec("ray") is None:
+        raise ConsiliumError(errors.ENGINE_MISSING, "ray")
+    if engine is Engine.STACKED and scenario.privacy.noise is TrainingNoise.DISCRETE:
+        raise ConsiliumError(errors.ENGINE_UNSUITABLE, "discrete noise needs records that are computed one by one")
 
 
 def check_device(device: str) -> None:

@@ -22,11 +22,14 @@ from simulations import metrics
 from simulations.authoring import Consortium, draft, foreseen, privacy_of, sign_and_approve
 from simulations.comparison import FEDERATED, Compared, Comparison
 from simulations.engines import EntropySource
-from simulations.federation import federate, noise_of
+from simulations.federation import federate
+from simulations.hosting import noise_of
+from simulations.options import Engine
 from simulations.preparation import prepare, resolve_device
 from simulations.progress import Progress
 from simulations.report import write_report
 from simulations.scenario import Baseline, Scenario
+from simulations.stacked import StackedTraining
 from simulations.summary import Conditions, summarise
 
 
@@ -39,6 +42,7 @@ def run_scenario(
     device: str,
     threads: int,
     progress: Progress,
+    engine: Engine = Engine.INLINE,
     noise_seed: int | None = None,
     store: FeatureStore | None = None,
     command: str = "",
@@ -48,6 +52,7 @@ def run_scenario(
     baselines   names of :class:`Baseline`
     device      ``auto``, ``cpu`` or ``cuda:N``
     threads     torch's threads; 0 leaves torch's choice
+    engine      how the sites are run; what they agree on and what is released does not depend on it
     noise_seed  None for private noise; a seed makes the run repeatable and NOT PRIVATE, and every output says so. Only
                 Python code can give it: no scenario, option or environment variable does (RULES 15).
     store       where frozen prefixes are kept when memory would not hold them; None keeps them in memory
@@ -67,6 +72,9 @@ def run_scenario(
                 scenario, data_dir, resolve_device(device), progress, watch, precision=precision, store=store
             )
             progress.note(check(prepared.model, prepared.task).summary())
+            if engine is Engine.STACKED:
+                # Refused here or not at all: what a study trains is known before an hour of tuning.
+                StackedTraining(prepared.model, scenario.training, scenario.privacy.noise)
         consortium = Consortium.draw(tuple(prepared.units), entropy)
         write = partial(
             draft,
@@ -86,7 +94,7 @@ def run_scenario(
             settings, tuning = comparison.tune([FEDERATED, *arms])
         scenario = scenario.model_copy(update={"training": settings[FEDERATED]})
         authored = sign_and_approve(write(scenario), consortium)
-        federation = federate(prepared, authored, consortium, entropy, progress)
+        federation = federate(prepared, authored, consortium, entropy, progress, engine=engine)
         with watch.timed("baselines"):
             compared: dict[str, Compared] = {}
             for arm in arms:
@@ -102,7 +110,12 @@ def run_scenario(
         tuning,
         watch,
         Conditions(
-            resolve_device(device), torch.get_num_threads(), command, private=noise_seed is None, concerns=concerns
+            resolve_device(device),
+            torch.get_num_threads(),
+            command,
+            private=noise_seed is None,
+            engine=engine,
+            concerns=concerns,
         ),
     )
     make_folder(out)

@@ -19,6 +19,7 @@ from pydantic import Field, StringConstraints, model_validator
 from common import errors
 from common.errors import ConsiliumError
 from common.study import (
+    MAX_SIMULATED_SITES,
     MAX_SITES,
     AdapterSpec,
     Evaluation,
@@ -116,7 +117,7 @@ class Partition(Part):
     """
 
     rule: Literal["iid", "dirichlet", "quantity"]
-    sites: int = Field(ge=3, le=MAX_SITES)
+    sites: int = Field(ge=3, le=MAX_SIMULATED_SITES)
     alpha: float = Field(default=0.5, gt=0, le=1e6, description="small is skewed; for dirichlet and quantity")
     minimum: int = Field(default=10, ge=1)
 

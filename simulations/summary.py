@@ -22,6 +22,7 @@ from simulations import metrics as m
 from simulations.arms import Quality
 from simulations.comparison import Compared
 from simulations.federation import Federation
+from simulations.options import Engine
 from simulations.preparation import Prepared
 from simulations.scenario import Baseline, Scenario
 
@@ -39,6 +40,7 @@ class Conditions:
     threads: int
     command: str
     private: bool
+    engine: Engine
     concerns: tuple[str, ...] = ()
 
 
@@ -78,10 +80,10 @@ def summarise(
             setup=watch.seconds("setup") - watch.seconds("features"),
             tuning=watch.seconds("tuning"),
             features=watch.seconds("features"),
-            training=federation.seconds("training"),
-            secagg=federation.seconds("secagg") + federation.coordinator.watch.seconds("secagg"),
-            transport=federation.seconds_transport,
-            evaluation=federation.seconds("evaluation"),
+            training=federation.seconds["training"],
+            secagg=federation.seconds["secagg"] + federation.coordinator.watch.seconds("secagg"),
+            transport=federation.seconds["transport"],
+            evaluation=federation.seconds["evaluation"],
             baselines=watch.seconds("baselines"),
         ),
         tuning=tuning,
@@ -223,4 +225,5 @@ def _config(scenario: Scenario, prepared: Prepared, conditions: Conditions) -> m
         command=conditions.command,
         device=conditions.device,
         threads=conditions.threads,
+        engine=conditions.engine.value,
     )

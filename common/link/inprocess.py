@@ -68,7 +68,7 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Deliver each message and keep its reply; returns their identifiers."""
-        return [self._deliver(message) for message in messages]
+        return [self.deliver(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand over the replies that have come, once."""
@@ -79,7 +79,8 @@ class InProcessGrid(Grid):
         del timeout
         return self.pull_messages(self.push_messages(messages))
 
-    def _deliver(self, message: Message) -> str:
+    def deliver(self, message: Message) -> str:
+        """Deliver one message and keep its reply; returns its identifier."""
         name = uuid.uuid4().hex
         if self._lost(message):
             return name

@@ -23,6 +23,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -100,7 +101,7 @@ class Encoding:
 
     def digest(self) -> bytes:
         """Return 32 bytes that name this encoding, weights and blocks included; they enter every mask's key."""
-        return hashlib.sha256(repr((self, self.stream)).encode()).digest()
+        return _digest(self)
 
     def among(self, cohort: Collection[SiteId], needed: int, max_share: float) -> Encoding:
         """Return this encoding without the blocks in which a sum would say too much of one site (RULES 4).
@@ -264,6 +265,11 @@ class Encoding:
             fixed >>= fraction
             lanes[start : start + _CHUNK] = fixed.astype(self._lane)
         return lanes, clamped
+
+
+@lru_cache(maxsize=8)
+def _digest(encoding: Encoding) -> bytes:
+    return hashlib.sha256(repr((encoding, encoding.stream)).encode()).digest()
 
 
 def _contributors(block: Block, sites: Collection[SiteId]) -> list[SiteId]:

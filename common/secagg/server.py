@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from common import errors
 from common.errors import ConsiliumError
-from common.identity import Domain, SiteId, verify
+from common.identity import Domain, SiteId
 from common.secagg.commitments import commit, signed_prepare
-from common.secagg.context import acknowledged, context_of, session_of, view_of
+from common.secagg.context import acknowledged, check_signature, context_of, session_of, view_of
 from common.secagg.encoding import Encoding, Entropy
 from common.secagg.epoch import Epoch, Shared, Sum
 from common.secagg.graph import Graph
@@ -106,17 +106,20 @@ class ServerSession:
 
     def requests(self) -> dict[SiteId, bytes]:
         """Return what to send now, and to whom."""
-        make: Mapping[Phase, Callable[[int], bytes]] = {
-            Phase.HELLO: lambda _: Writer(Kind.HELLO_REQUEST).fixed(self._epoch.nonce).done(),
-            Phase.PREPARE: lambda _: self._prepare_request(),
+        alike: Mapping[Phase, Callable[[], bytes]] = {
+            Phase.HELLO: lambda: Writer(Kind.HELLO_REQUEST).fixed(self._epoch.nonce).done(),
+            Phase.PREPARE: self._prepare_request,
+            Phase.INPUT: self._input_request,
+            Phase.VIEW: self._view_request,
+        }
+        each: Mapping[Phase, Callable[[int], bytes]] = {
             Phase.ACKNOWLEDGE: self._acknowledge_request,
-            Phase.INPUT: lambda _: self._input_request(),
-            Phase.VIEW: lambda _: self._view_request(),
             Phase.UNMASK: self._unmask_request,
         }
-        if self.phase not in make:
-            return {}
-        return {self._terms.roster[index]: make[self.phase](index) for index in self._asked()}
+        asked = {index: self._terms.roster[index] for index in self._asked()}
+        if self.phase in alike:
+            return dict.fromkeys(asked.values(), alike[self.phase]())
+        return {site: each[self.phase](index) for index, site in asked.items()} if self.phase in each else {}
 
     def receive(self, site: SiteId, reply: bytes) -> None:
         """Take one site's reply; raises CSL-4xx for one that is refused, which leaves the site unanswered."""
@@ -206,7 +209,7 @@ class ServerSession:
         epoch = self._epoch
         epoch.members = answered
         self._terms.check_cohort(self.cohort)
-        epoch.session = session_of(self._terms, epoch.nonce, epoch.hellos)
+        epoch.session = session_of(self._terms.study, epoch.nonce, epoch.hellos)
         epoch.graph = Graph.of(self._terms, epoch.session, answered)
         epoch.instance = 1 + max(hello.floor for hello in epoch.hellos.values())
         self._enter(Phase.PREPARE)
@@ -350,6 +353,6 @@ class ServerSession:
     def _verify(self, index: int, domain: Domain, payload: bytes, signature: bytes) -> None:
         site = self._terms.roster[index]
         try:
-            verify(self._terms.keys[site], domain, payload, signature)
+            check_signature(self._terms.keys[site], domain, payload, signature)
         except ConsiliumError as error:
             raise ConsiliumError(errors.SECAGG_SIGNATURE, f"{site}, {domain.value}") from error

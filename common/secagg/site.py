@@ -17,11 +17,19 @@ from numpy.typing import NDArray
 
 from common import errors
 from common.errors import ConsiliumError
-from common.identity import Domain, Identity, SiteId, verify
+from common.identity import Domain, Identity, SiteId
 from common.secagg import shamir
 from common.secagg.channels import Channel, KeyPair
 from common.secagg.commitments import Tree, climb, commit, leaf, leaves_of, signed_prepare
-from common.secagg.context import acknowledged, context_of, input_name, session_of, view_of
+from common.secagg.context import (
+    acknowledged,
+    check_signature,
+    context_of,
+    input_name,
+    read_members,
+    session_named,
+    view_of,
+)
 from common.secagg.encoding import Encoding, Entropy
 from common.secagg.graph import Graph
 from common.secagg.instance import Instance, Opened, Ticket
@@ -137,7 +145,7 @@ class SiteSession:
         agreed = acknowledged(self._session, number, instance.roots)
         for index, signature in signatures.items():
             self._verify(index, Domain.SECAGG_ACKNOWLEDGE, agreed, signature)
-        cohort = tuple(self._terms.roster[index] for index in graph.members)
+        cohort = tuple(map(self._terms.roster.__getitem__, graph.members))
         self._terms.check_cohort(cohort)
         encoding = encoding.among(cohort, self._terms.contributors_needed, self._terms.max_share)
         self._check_sum(cohort, cohort, encoding)
@@ -198,16 +206,15 @@ class SiteSession:
 
     def _prepare(self, request: bytes) -> tuple[Step, bytes]:
         state, own = after(self._state, Step.PREPARE), _need(self._channel_key)
-        with Reader(request, Kind.PREPARE_REQUEST) as reader:
-            members = reader.indices(len(self._terms.roster))
-            hellos = {index: Hello.read(reader) for index in members}
+        hellos = read_members(request, len(self._terms.roster))
+        members = tuple(hellos)
         mine = hellos.get(self._index)
         if mine is None or (mine.nonce, mine.key, mine.floor) != (self._nonce, own.public, self._journal.floor()):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site's own hello is not among them")
-        cohort = tuple(self._terms.roster[index] for index in members)
+        cohort = tuple(map(self._terms.roster.__getitem__, members))
         self._terms.check_cohort(cohort)
         self._terms.check_own(self._site, self._verified, cohort, cohort)
-        session = session_of(self._terms, self._server_nonce, hellos)
+        session = session_named(self._terms.study, self._server_nonce, request, len(self._terms.roster))
         graph = Graph.of(self._terms, session, members)
         for index in sorted({self._index, *graph.peers(self._index)}):
             signed = hellos[index].signed(self._terms.study, self._server_nonce, index)
@@ -341,7 +348,7 @@ class SiteSession:
             self._verify(index, Domain.SECAGG_VIEW, view, signature)
 
     def _check_survivors(self, survivors: tuple[int, ...], opened: Opened) -> None:
-        names = [self._terms.roster[index] for index in survivors]
+        names = list(map(self._terms.roster.__getitem__, survivors))
         if self._site not in names:
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "this site survived and is not listed")
         self._check_sum(names, opened.ticket.cohort, opened.encoding)
@@ -370,7 +377,7 @@ class SiteSession:
             raise ConsiliumError(errors.SECAGG_MALFORMED, "a site index is out of range")
         site = self._terms.roster[index]
         try:
-            verify(self._terms.keys[site], domain, payload, signature)
+            check_signature(self._terms.keys[site], domain, payload, signature)
         except ConsiliumError as error:
             raise ConsiliumError(errors.SECAGG_SIGNATURE, f"{site}, {domain.value}") from error
 

@@ -104,14 +104,14 @@ class Terms:
 
     def check_survivors(self, survivors: Collection[SiteId], cohort: Collection[SiteId]) -> None:
         """Raise CSL-404 where a sum over these survivors would say too much of one of them (RULES 2, 4)."""
-        if not set(survivors) <= set(cohort):
+        if survivors is not cohort and not set(survivors) <= set(cohort):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "a survivor is not in the cohort")
         if len(survivors) < self.survivors_needed(len(cohort)):
             raise ConsiliumError(
                 errors.SECAGG_THRESHOLD,
                 f"{len(survivors)} survivors of {len(cohort)}, {self.survivors_needed(len(cohort))} are needed",
             )
-        weights = [self.bands[site] for site in survivors]
+        weights = list(map(self.bands.__getitem__, survivors))
         if max(weights) > self.max_share * sum(weights):
             raise ConsiliumError(errors.SECAGG_THRESHOLD, "one survivor would be too large a part of the sum")
 
@@ -123,14 +123,14 @@ class Terms:
         The site assumes as many colluders as the study tolerates, or as many as it did not verify if these are more
         (RULES 3): t > (n' + f_site)/2, and two verified survivors besides itself beyond those who may collude.
         """
-        unverified = sum(1 for peer in cohort if peer != site and peer not in verified)
+        unverified = len(set(cohort).difference(verified, (site,)))
         colluders = max(self.tolerated, unverified)
         if self.neighbourhoods is not None:
             if unverified:
                 raise ConsiliumError(errors.SECAGG_THRESHOLD, "with neighbourhoods every peer has to be verified")
         elif 2 * self.threshold(len(cohort)) <= len(cohort) + colluders:
             raise ConsiliumError(errors.SECAGG_THRESHOLD, f"{unverified} peers here are not verified")
-        trusted = sum(1 for peer in survivors if peer != site and peer in verified)
+        trusted = len(set(survivors).intersection(verified).difference((site,)))
         if trusted - (colluders - unverified) < 2:
             raise ConsiliumError(errors.SECAGG_THRESHOLD, "too few verified peers among the survivors")
 

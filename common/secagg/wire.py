@@ -10,7 +10,6 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import pairwise
 from types import TracebackType
 
 import numpy as np
@@ -122,10 +121,10 @@ class Reader:
 
     def indices(self, below: int) -> tuple[int, ...]:
         """Return strictly rising site indices below a bound."""
-        values = tuple(int(value) for value in np.frombuffer(self.fixed(INDEX_BYTES * self.number(INDEX_BYTES)), ">u2"))
-        if any(a >= b for a, b in pairwise(values)) or any(value >= below for value in values):
+        values = np.frombuffer(self.fixed(INDEX_BYTES * self.number(INDEX_BYTES)), ">u2").astype(np.int64)
+        if (np.diff(values) <= 0).any() or (values >= below).any():
             raise ConsiliumError(errors.SECAGG_MALFORMED, "site indices are out of order or out of range")
-        return values
+        return tuple(values.tolist())
 
 
 @dataclass(frozen=True, slots=True)

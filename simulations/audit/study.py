@@ -33,7 +33,7 @@ from simulations.audit.power import Rules, replay
 from simulations.audit.sabotage import trainer_for
 from simulations.authoring import Consortium, author, privacy_of
 from simulations.engines import EntropySource
-from simulations.federation import noise_of
+from simulations.hosting import noise_of
 from simulations.preparation import Prepared, prepare, resolve_device
 from simulations.progress import Progress
 from simulations.scenario import Scenario

@@ -27,7 +27,7 @@ from common.study import Study
 from simulations import scenario as scenarios
 from simulations.authoring import Consortium, author, privacy_of
 from simulations.engines import EntropySource
-from simulations.federation import noise_of
+from simulations.hosting import noise_of
 from simulations.preparation import prepare
 from simulations.progress import SilentProgress
 

@@ -35,7 +35,7 @@ from simulations.authoring import band, privacy_of
 from simulations.benchmarks._rows import Row, kept, save
 from simulations.cohort import load_sites
 from simulations.engines import EntropySource
-from simulations.federation import noise_of
+from simulations.hosting import noise_of
 from simulations.preparation import locate_backbone
 from simulations.scenario import Scenario
 

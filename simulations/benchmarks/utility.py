@@ -25,7 +25,8 @@ from simulations.authoring import Consortium, author, privacy_of
 from simulations.benchmarks._rows import Row, kept, save
 from simulations.comparison import FEDERATED, Comparison, with_rate
 from simulations.engines import EntropySource
-from simulations.federation import federate, noise_of
+from simulations.federation import federate
+from simulations.hosting import noise_of
 from simulations.preparation import Prepared, prepare
 from simulations.progress import SilentProgress
 from simulations.scenario import Baseline, Scenario

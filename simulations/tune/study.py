@@ -12,7 +12,7 @@ from common.stopwatch import Stopwatch
 from simulations.authoring import privacy_of
 from simulations.comparison import FEDERATED, Comparison
 from simulations.engines import EntropySource
-from simulations.federation import noise_of
+from simulations.hosting import noise_of
 from simulations.preparation import prepare, resolve_device
 from simulations.progress import Progress
 from simulations.scenario import Scenario

@@ -14,7 +14,7 @@ from client.training.noise import SystemNoise
 from common.study import Study, TrainingNoise
 from simulations import run
 from simulations.engines import EntropySource
-from simulations.federation import noise_of
+from simulations.hosting import noise_of
 from simulations.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]

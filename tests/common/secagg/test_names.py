@@ -21,12 +21,12 @@ HELLOS = {index: Hello(bytes([index]) * 32, bytes([9, index]) * 16, 0, bytes(64)
 
 def test_a_session_is_named_by_the_study_and_every_nonce_and_key() -> None:
     names = {
-        session_of(TERMS, b"n" * 32, HELLOS),
-        session_of(TERMS, b"m" * 32, HELLOS),
-        session_of(replace(TERMS, study=b"s" * 32), b"n" * 32, HELLOS),
-        session_of(TERMS, b"n" * 32, {**HELLOS, 3: replace(HELLOS[3], nonce=b"x" * 32)}),
-        session_of(TERMS, b"n" * 32, {**HELLOS, 3: replace(HELLOS[3], key=b"x" * 32)}),
-        session_of(TERMS, b"n" * 32, {index: HELLOS[index] for index in range(3)}),
+        session_of(TERMS.study, b"n" * 32, HELLOS),
+        session_of(TERMS.study, b"m" * 32, HELLOS),
+        session_of(b"s" * 32, b"n" * 32, HELLOS),
+        session_of(TERMS.study, b"n" * 32, {**HELLOS, 3: replace(HELLOS[3], nonce=b"x" * 32)}),
+        session_of(TERMS.study, b"n" * 32, {**HELLOS, 3: replace(HELLOS[3], key=b"x" * 32)}),
+        session_of(TERMS.study, b"n" * 32, {index: HELLOS[index] for index in range(3)}),
     }
     assert len(names) == 6
 
