@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.training.features import Features, count_units, device_of, divide
+from client.training.bucketing import divide
+from client.training.features import Features, count_units, device_of
 from client.training.loop import make_optimizer
 from client.training.noise import NoiseSource
 from client.training.sampler import cap_records, poisson_sample

@@ -58,9 +58,9 @@ def cells() -> list[Cell]:
     """Return all cells; those that share their preparation stand together."""
     return [
         Cell(name, way, epsilon, seed)
+        for seed in SEEDS
         for name in NAMES
-        for way in WAYS
-        for seed in (SEEDS if way == next(iter(WAYS)) else SEEDS[:1])
+        for way in (WAYS if seed == SEEDS[0] else tuple(WAYS)[:1])
         for epsilon in EPSILONS
     ]
 

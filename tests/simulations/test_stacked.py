@@ -177,7 +177,7 @@ def test_a_broken_record_counts_as_zero_and_only_at_its_own_site(backbone: Backb
     made, sound = sites(model, PLAN), sites(model, PLAN)
     hidden = made[0].features._hidden
     assert hidden is not None
-    hidden[3][0] = float("nan")
+    hidden.read(np.array([3]))[0][0] = float("nan")
     found, expected = updates(StackedTraining(model, TRAINING, PLAN.noise)(made)), alone(model, TRAINING, sound)
     assert all(np.isfinite(update).all() for update in found)
     assert not np.allclose(found[0], expected[0], atol=1e-5)
