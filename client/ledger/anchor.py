@@ -16,9 +16,10 @@ from typing import Literal
 import rfc8785
 from pydantic import Field, ValidationError
 
+from client.ledger.book import Head
 from client.ledger.entries import AccountOpened, Entry, Exhausted, StudyJoined
-from client.ledger.keeping import Head
 from common import errors
+from common.chain import START
 from common.errors import ConsiliumError
 from common.study import Hex32, Part
 
@@ -27,21 +28,26 @@ STANDING = (AccountOpened, StudyJoined, Exhausted)
 
 
 class Anchor(Part):
-    """Where the chain ended, every account and study in it, and the accounts that a recovery has spent."""
+    """Where the chain ended, every account and study in it, and the accounts that a recovery has spent.
+
+    ledger  the chain's own random name
+    """
 
     format: Literal["consilium-ledger-anchor/1"] = "consilium-ledger-anchor/1"
-    era: int = Field(ge=0)
-    number: int = Field(ge=0)
-    head: Hex32
-    accounts: tuple[AccountOpened, ...]
-    studies: tuple[StudyJoined, ...]
-    exhausted: tuple[Exhausted, ...]
+    ledger: Hex32
+    era: int = Field(default=0, ge=0)
+    number: int = Field(default=START.number, ge=0)
+    head: Hex32 = START.digest
+    accounts: tuple[AccountOpened, ...] = ()
+    studies: tuple[StudyJoined, ...] = ()
+    exhausted: tuple[Exhausted, ...] = ()
 
     @classmethod
-    def of(cls, head: Head, entries: Iterable[Entry]) -> Anchor:
+    def of(cls, ledger: str, head: Head, entries: Iterable[Entry]) -> Anchor:
         """Make the anchor of a chain from its head and those of its entries that are :data:`STANDING`."""
         kept = tuple(entries)
         return cls(
+            ledger=ledger,
             era=head.era,
             number=head.number,
             head=head.digest,

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from client.ledger.entries import (
     AccountOpened,
+    Begun,
     Charged,
     Entry,
     Exhausted,
@@ -31,6 +32,20 @@ from common.messages import Stage
 from common.privacy.accounting import accountant_version
 from common.privacy.plan import PrivacyPlan
 from common.study import Digest, Unit, describe
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a ledger's chain ends, as it travels with every signed reply (RULES 18).
+
+    era     rises with every recovery
+    number  of the last entry
+    digest  of the chain up to it
+    """
+
+    era: int
+    number: int
+    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +142,7 @@ class _Account:
 class Book:
     """The state that a sequence of entries leads to. Deciding changes nothing; :meth:`add` does.
 
+    ledger   the chain's own random name; None before its first entry
     era      rises with every recovery
     behind   what was found to be missing and is not recovered yet; None where nothing is
     """
@@ -134,6 +150,7 @@ class Book:
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._accounts: dict[str, _Account] = {}
         self._covered = (0, -1)
+        self.ledger: str | None = None
         self.era = 0
         self.behind: FoundBehind | None = None
         for entry in entries:
@@ -176,7 +193,7 @@ class Book:
 
     def open_account(self, account: str, population: str, unit: Unit, epsilon: float, delta: float) -> AccountOpened:
         """Decide on a new account; raises CSL-215 if there is one of this name: a population has one budget."""
-        self._check_whole()
+        self.check_whole()
         if account in self._accounts:
             raise ConsiliumError(errors.LEDGER_ACCOUNT, f"{account} exists already")
         try:
@@ -190,7 +207,7 @@ class Book:
         Raises CSL-204 if the account has less left than the study may spend, CSL-215 if there is no such account, its
         unit is another, or the study was closed.
         """
-        self._check_whole()
+        self.check_whole()
         found = self._account(account)
         if (known := found.studies.get(study)) is not None:
             if known.joined.plan != plan:
@@ -219,7 +236,7 @@ class Book:
         Raises CSL-204 when the study's charges are used up, CSL-215 if it was not joined or was closed, CSL-212 if the
         ledger is behind.
         """
-        self._check_whole()
+        self.check_whole()
         study = self._account(key.account).studies.get(key.study)
         if study is None or study.closed:
             raise ConsiliumError(
@@ -247,15 +264,31 @@ class Book:
 
     def close(self, account: str, study: Digest) -> StudyClosed | None:
         """Decide that a study makes no further charge; None if it was closed before. Raises CSL-215, CSL-212."""
-        self._check_whole()
+        self.check_whole()
         found = self._account(account).studies.get(study)
         if found is None:
             raise ConsiliumError(errors.LEDGER_ACCOUNT, f"{account} does not pay for study {study[:12]}")
         return None if found.closed else StudyClosed(account=account, study=study)
 
+    def behind_by(self, shown: Head) -> FoundBehind | None:
+        """Decide what to write down of a head that was signed and is not here; None if as much was found before."""
+        known = self.behind
+        if known is not None and (shown.era, shown.number) <= (known.era, known.number):
+            return None
+        return FoundBehind(era=shown.era, number=shown.number, head=shown.digest)
+
+    def check_whole(self) -> None:
+        """Raise CSL-212 while something that was signed is missing."""
+        if self.behind is not None:
+            raise ConsiliumError(errors.LEDGER_BEHIND, f"entry {self.behind.number} was signed and is not here")
+
     def add(self, entry: Entry) -> None:
         """Take in an entry that was written down; raises CSL-211 for one that could not follow."""
+        if isinstance(entry, Begun) is not (self.ledger is None):
+            raise ConsiliumError(errors.LEDGER_DAMAGED, "a ledger begins once, with its first entry")
         match entry:
+            case Begun():
+                self.ledger = entry.ledger
             case AccountOpened():
                 if entry.account in self._accounts:
                     raise ConsiliumError(errors.LEDGER_DAMAGED, "an account was opened twice")
@@ -295,10 +328,6 @@ class Book:
         if study not in studies:
             raise ConsiliumError(errors.LEDGER_DAMAGED, "an entry names a study that was not joined")
         return studies[Digest(study)]
-
-    def _check_whole(self) -> None:
-        if self.behind is not None:
-            raise ConsiliumError(errors.LEDGER_BEHIND, f"entry {self.behind.number} was signed and is not here")
 
 
 def _key(entry: Charged) -> ChargeKey:

@@ -18,6 +18,17 @@ from common.privacy.plan import PrivacyPlan
 from common.study import Hex32, Line, Name, Part, TrainingNoise, Unit
 
 SALT_BYTES = 16
+NAME_BYTES = 32
+
+
+class Begun(Part):
+    """The first entry of every chain.
+
+    ledger  drawn at random and kept for good, in the anchor too: by it two ledgers of one site are told apart
+    """
+
+    kind: Literal["ledger"] = "ledger"
+    ledger: Hex32
 
 
 class AccountOpened(Part):
@@ -103,7 +114,7 @@ class Recovered(Part):
     number: int = Field(ge=0)
 
 
-Entry = AccountOpened | StudyJoined | Charged | StudyClosed | FoundBehind | Exhausted | Recovered
+Entry = Begun | AccountOpened | StudyJoined | Charged | StudyClosed | FoundBehind | Exhausted | Recovered
 
 
 class Record(Part):

@@ -15,9 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from client.ledger.anchor import Anchor, read_anchor, sync_folder
-from client.ledger.book import Book
-from client.ledger.entries import SALT_BYTES, Entry, Exhausted, Record, Recovered
-from client.ledger.keeping import Head
+from client.ledger.book import Book, Head
+from client.ledger.entries import NAME_BYTES, SALT_BYTES, Begun, Entry, Exhausted, Record, Recovered
 from client.ledger.store import (
     check_pages,
     coded,
@@ -74,6 +73,8 @@ def inspect(path: Path, anchor: Path | None = None) -> Found:
     except ConsiliumError as error:
         believed = None
         reasons.append(error.detail)
+    if believed is not None and links and believed.ledger != Book(entries).ledger:
+        raise ConsiliumError(errors.LEDGER_ANCHOR, str(where))
     if believed is not None and believed.head not in {START.digest, *(link.digest for link in links)}:
         reasons.append(f"the anchor knows entry {believed.number}, the chain ends with {len(links)}")
     if (behind := Book(entries).behind) is not None:
@@ -104,8 +105,10 @@ def recover(
         fresh = path.with_name(path.name + ".recovered")
         _write(fresh, links)
         # The anchor first: a kill between here and the exchange finds the old file behind it, and recovers once more.
-        head = Head(Book((*found.entries, *added)).era, links[-1].number, links[-1].digest)
-        Anchor.of(head, (*found.entries, *added)).write(where)
+        book = Book((*found.entries, *added))
+        head = Head(book.era, links[-1].number, links[-1].digest)
+        assert book.ledger is not None
+        Anchor.of(book.ledger, head, (*found.entries, *added)).write(where)
         _exchange(path, fresh)
     return found
 
@@ -116,6 +119,8 @@ def worst_case(found: Found) -> tuple[Entry, ...]:
     accounts = {balance.account: balance for balance in book.balances()}
     joined = {(name, study.study) for name, balance in accounts.items() for study in balance.studies}
     lost: list[Entry] = []
+    if book.ledger is None:
+        lost.append(Begun(ledger=kept.ledger if kept is not None else os.urandom(NAME_BYTES).hex()))
     if kept is not None:
         lost += [account for account in kept.accounts if account.account not in accounts]
         lost += [study for study in kept.studies if (study.account, study.study) not in joined]
@@ -147,7 +152,7 @@ def _rows(path: Path) -> tuple[list[Link], list[str]]:
     rows: list[Link] = []
     try:
         with coded(path), made.connect() as connection:
-            while batch := read_links(connection, len(rows) + 1, at_most=1000):
+            while batch := read_links(connection, rows[-1].number + 1 if rows else 1, at_most=1000):
                 rows += batch
             check_pages(connection)
     except ConsiliumError as error:

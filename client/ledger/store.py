@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from client.ledger.anchor import STANDING, Anchor, read_anchor, sync_folder
-from client.ledger.entries import Entry, Record
+from client.ledger.entries import NAME_BYTES, Begun, Entry, Record
 from client.ledger.keeping import Append, Ledger
 from client.sqlite_faults import FileFaults
 from common import errors
@@ -65,8 +65,9 @@ class SqliteLedger(Ledger):
             with self._exclusive(), coded(path), self._engine.begin() as connection:
                 check_pages(connection)
                 migrate(connection)
-            with self._appending():
-                pass
+            with self._appending() as append:
+                if not self._last.number:
+                    append(Begun(ledger=self._drawn()))
         except BaseException:
             self._engine.dispose()
             raise
@@ -80,6 +81,14 @@ class SqliteLedger(Ledger):
     def close_file(self) -> None:
         """Let go of the file."""
         self._engine.dispose()
+
+    def _drawn(self) -> str:
+        """Return the name of a new chain: in the anchor first, so that what a crash leaves can be gone on with."""
+        kept = read_anchor(self.anchor)
+        if kept is None:
+            kept = Anchor(ledger=self._entropy(NAME_BYTES).hex())
+            kept.write(self.anchor)
+        return kept.ledger
 
     @contextmanager
     def _appending(self) -> Iterator[Append]:
@@ -114,17 +123,21 @@ class SqliteLedger(Ledger):
     def _compare_anchor(self) -> None:
         """Refuse a file that does not hold what its anchor has seen; move an anchor on that a crash left behind."""
         kept = read_anchor(self.anchor)
-        if kept is None and self._last.number:
-            raise ConsiliumError(errors.LEDGER_BEHIND, f"{self.anchor}: the anchor is missing")
-        if kept is not None and self._numbers.get(Digest(kept.head)) != kept.number:
+        if kept is None:
+            if self._last.number:
+                raise ConsiliumError(errors.LEDGER_BEHIND, f"{self.anchor}: the anchor is missing")
+            return
+        if self._book.ledger not in (None, kept.ledger):
+            raise ConsiliumError(errors.LEDGER_ANCHOR, str(self.anchor))
+        if self._numbers.get(Digest(kept.head)) != kept.number:
             raise ConsiliumError(
                 errors.LEDGER_BEHIND, f"{self.path} ends with entry {self._last.number}, its anchor knows {kept.number}"
             )
-        if kept is None or kept.head != self._last.digest:
+        if kept.head != self._last.digest:
             self._write_anchor()
 
     def _write_anchor(self) -> None:
-        Anchor.of(self.head(), self._standing).write(self.anchor)
+        Anchor.of(self.name, self.head(), self._standing).write(self.anchor)
 
     def _take(self, link: Link, entry: Entry) -> None:
         super()._take(link, entry)

@@ -93,7 +93,7 @@ fixed at signing, and one accountant composes all of it. Across studies on one a
 | number of units, examples, batch sizes, losses | never sent |
 | a record that cannot be read, a gradient that is not finite | counts as zero; it stops nothing |
 | weight of a site in the mean | a public band, signed in the study before any data were read |
-| where the ledger ends, in each reply | a digest and a sealed number, which nobody else can read |
+| where the ledger ends, in each reply | 72 bytes, encrypted anew each time for this site alone |
 | learning rate, clip norm, rounds and other settings | signed in the study; how they were chosen is outside \
 this guarantee |
 

@@ -76,8 +76,8 @@ def test_show_draws_the_budgets(ledger: Path, tmp_path: Path) -> None:
 
 def test_verify_passes_a_sound_ledger_and_names_what_is_wrong_with_another(ledger: Path) -> None:
     result = run("ledger", "verify", "--ledger", ledger)
-    assert (result.exit_code, result.stdout.startswith("sound: 4 entries")) == (0, True)
-    change(ledger, *UNLOCKED, "UPDATE entry SET body = x'7b7d' WHERE number = 3")
+    assert (result.exit_code, result.stdout.startswith("sound: 5 entries")) == (0, True)
+    change(ledger, *UNLOCKED, "UPDATE entry SET body = x'7b7d' WHERE number = 4")
     refused(run("ledger", "verify", "--ledger", ledger), "CSL-211")
     refused(run("ledger", "show", "--ledger", ledger), "CSL-211")
     refused(run("ledger", "export", "--ledger", ledger), "CSL-211")
@@ -94,6 +94,7 @@ def test_export_writes_the_whole_chain(ledger: Path, tmp_path: Path) -> None:
     assert run("ledger", "export", "--ledger", ledger, "--out", out).exit_code == 0
     assert out.read_text() == run("ledger", "export", "--ledger", ledger).stdout
     assert [entry["record"]["entry"]["kind"] for entry in json.loads(out.read_text())["entries"]] == [
+        "ledger",
         "account",
         "study",
         "charge",
@@ -188,7 +189,7 @@ def spent(desk: Desk, ledger: Path) -> tuple[object, ...]:
 
 
 def damaged(desk: Desk, ledger: Path) -> tuple[object, ...]:
-    change(ledger, *UNLOCKED, "DELETE FROM entry WHERE number = 4")
+    change(ledger, *UNLOCKED, "DELETE FROM entry WHERE number = 5")
     return "--ledger", ledger, "--account", ACCOUNT
 
 
