@@ -18,6 +18,7 @@ from client.ledger.entries import (
     AccountOpened,
     Begun,
     Charged,
+    Covered,
     Entry,
     Exhausted,
     FoundBehind,
@@ -149,16 +150,33 @@ class Book:
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._accounts: dict[str, _Account] = {}
-        self._covered = (0, -1)
+        self._covered: list[Covered] = []
         self.ledger: str | None = None
         self.era = 0
         self.behind: FoundBehind | None = None
         for entry in entries:
             self.add(entry)
 
-    def covers(self, era: int, number: int) -> bool:
-        """Return whether a recovery charged the worst case for an entry that is not here."""
-        return (era, number) <= self._covered
+    def covers(self, lost: Head) -> bool:
+        """Return whether a recovery charged the worst case for all that a chain which is not here held by then."""
+        return any(
+            lost.era == known.era
+            and known.above < lost.number <= known.number
+            and (known.head in (None, lost.digest) or lost.number < known.number)
+            for known in self._covered
+        )
+
+    def accounts(self) -> tuple[AccountOpened, ...]:
+        """Return the entries that opened the accounts."""
+        return tuple(account.opened for account in self._accounts.values())
+
+    def studies(self) -> tuple[StudyJoined, ...]:
+        """Return the entries with which studies were joined, account by account."""
+        return tuple(study.joined for account in self._accounts.values() for study in account.studies.values())
+
+    def spent_accounts(self) -> tuple[str, ...]:
+        """Return the accounts of which a recovery has charged all."""
+        return tuple(name for name, account in self._accounts.items() if account.exhausted)
 
     def balances(self) -> tuple[Balance, ...]:
         """Return every account in order of its name."""
@@ -308,8 +326,8 @@ class Book:
             case FoundBehind():
                 self.behind = entry
             case Recovered():
-                self._covered = (entry.era, entry.number)
-                self.era = entry.era + 1
+                self._covered += entry.covered
+                self.era = entry.era
                 self.behind = None
 
     def _account(self, name: str) -> _Account:

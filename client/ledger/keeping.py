@@ -103,7 +103,7 @@ class Ledger(ABC):
             self._book.check_whole()
 
     def _holds(self, head: Head) -> bool:
-        return self._numbers.get(head.digest) == head.number or self._book.covers(head.era, head.number)
+        return self._numbers.get(head.digest) == head.number or self._book.covers(head)
 
     @abstractmethod
     def _appending(self) -> AbstractContextManager[Append]:

@@ -1,8 +1,9 @@
 """Recovering a ledger that was damaged, lost its end, or was put back from an older copy: the worst case is charged.
 
 Kept is the longest part of the chain that verifies. Every study in it, or known to the anchor, is charged in full. What
-neither knows can only be guessed at: where the anchor is missing, changed, or itself older than what the site signed,
-all that is left of every account is charged too. The file that was found stays beside the new one.
+neither knows can only be guessed at: where the anchor is missing or changed, does not know all that the file or the
+operator shows, or is of another branch, all that is left of every account is charged too. The file that was found
+stays beside the new one.
 """
 
 from __future__ import annotations
@@ -15,8 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from client.ledger.anchor import Anchor, read_anchor, sync_folder
-from client.ledger.book import Book, Head
-from client.ledger.entries import NAME_BYTES, SALT_BYTES, Begun, Entry, Exhausted, Record, Recovered
+from client.ledger.book import Book
+from client.ledger.entries import (
+    MAX_COUNT,
+    NAME_BYTES,
+    SALT_BYTES,
+    Begun,
+    Covered,
+    Entry,
+    Exhausted,
+    FoundBehind,
+    Record,
+    Recovered,
+)
 from client.ledger.store import (
     check_pages,
     coded,
@@ -37,15 +49,21 @@ from common.errors import ConsiliumError
 class Found:
     """What is left of a ledger.
 
-    links    the longest part of the chain that verifies
-    entries  what stands in it
-    anchor   None where there is none that can be believed
-    reason   why a recovery is needed; empty where none is
+    links     the longest part of the chain that verifies
+    entries   what stands in it
+    newest    the highest number of any row, whether it verifies or not
+    anchor    as it was read; None where there is none that can be
+    believed  whether the anchor knows all that may have been lost
+    behind    what was signed and is not here, as far as chain and anchor remember
+    reason    why a recovery is needed; empty where none is
     """
 
     links: tuple[Link, ...]
     entries: tuple[Entry, ...]
+    newest: int
     anchor: Anchor | None
+    believed: bool
+    behind: FoundBehind | None
     reason: str
 
     @property
@@ -57,7 +75,7 @@ class Found:
 def inspect(path: Path, anchor: Path | None = None) -> Found:
     """Read a ledger without changing it, whatever state it is in.
 
-    Raises CSL-212 where there is neither ledger nor anchor.
+    Raises CSL-212 where there is neither ledger nor anchor, CSL-217 where the anchor is another ledger's.
     """
     where = anchor or default_anchor(path)
     if not path.exists() and not where.exists():
@@ -67,20 +85,32 @@ def inspect(path: Path, anchor: Path | None = None) -> Found:
     if len(links) < len(rows):
         reasons.append(f"entry {len(links) + 1} is not what was written")
     try:
-        believed = read_anchor(where)
-        if believed is None:
+        kept = read_anchor(where)
+        if kept is None:
             reasons.append("the anchor is missing")
     except ConsiliumError as error:
-        believed = None
+        kept = None
         reasons.append(error.detail)
-    if believed is not None and links and believed.ledger != Book(entries).ledger:
-        raise ConsiliumError(errors.LEDGER_ANCHOR, str(where))
-    if believed is not None and believed.head not in {START.digest, *(link.digest for link in links)}:
-        reasons.append(f"the anchor knows entry {believed.number}, the chain ends with {len(links)}")
-    if (behind := Book(entries).behind) is not None:
+    book, newest = Book(entries), max((row.number for row in rows), default=START.number)
+    if kept is None:
+        behind, believed = book.behind, False
+    else:
+        if book.ledger not in (None, kept.ledger):
+            raise ConsiliumError(errors.LEDGER_ANCHOR, str(where))
+        holds = kept.head in {START.digest, *(link.digest for link in links)}
+        if not holds:
+            reasons.append(f"the anchor knows entry {kept.number}, the chain ends with {len(links)}")
+        # What the anchor holds that the chain goes on from was mended, if the chain says so.
+        known = [one for one in (book.behind, None if holds else kept.behind) if one is not None]
+        behind = max(known, key=lambda one: (one.era, one.number), default=None)
+        believed = (
+            behind is None
+            and (holds or kept.number > len(links))
+            and (len(links) == len(rows) or newest <= kept.number)
+        )
+    if behind is not None:
         reasons.append(f"entry {behind.number} was signed and is not here")
-        believed = None
-    return Found(links, entries, believed, "; ".join(reasons))
+    return Found(links, entries, newest, kept, believed, behind, "; ".join(reasons))
 
 
 def recover(
@@ -105,25 +135,15 @@ def recover(
         fresh = path.with_name(path.name + ".recovered")
         _write(fresh, links)
         # The anchor first: a kill between here and the exchange finds the old file behind it, and recovers once more.
-        book = Book((*found.entries, *added))
-        head = Head(book.era, links[-1].number, links[-1].digest)
-        assert book.ledger is not None
-        Anchor.of(book.ledger, head, (*found.entries, *added)).write(where)
+        Anchor.of(links[-1], Book((*found.entries, *added))).write(where)
         _exchange(path, fresh)
     return found
 
 
 def worst_case(found: Found) -> tuple[Entry, ...]:
     """Return the entries that follow what was found and charge all that may have been spent."""
-    book, kept = Book(found.entries), found.anchor
-    accounts = {balance.account: balance for balance in book.balances()}
-    joined = {(name, study.study) for name, balance in accounts.items() for study in balance.studies}
-    lost: list[Entry] = []
-    if book.ledger is None:
-        lost.append(Begun(ledger=kept.ledger if kept is not None else os.urandom(NAME_BYTES).hex()))
-    if kept is not None:
-        lost += [account for account in kept.accounts if account.account not in accounts]
-        lost += [study for study in kept.studies if (study.account, study.study) not in joined]
+    book = Book(found.entries)
+    lost = _known_to_the_anchor(book, found.anchor)
     after = Book((*found.entries, *lost))
     full: list[Entry] = [
         Exhausted(account=balance.account, study=study.study)
@@ -131,17 +151,45 @@ def worst_case(found: Found) -> tuple[Entry, ...]:
         for study in balance.studies
         if not study.exhausted
     ]
-    if kept is None:
-        full += [Exhausted(account=balance.account) for balance in after.balances()]
+    known = found.anchor.spent if found.anchor is not None else ()
+    full += [
+        Exhausted(account=balance.account)
+        for balance in after.balances()
+        if not balance.exhausted and (balance.account in known or not found.believed)
+    ]
+    return (*lost, *full, _recovered(book, found))
+
+
+def _known_to_the_anchor(book: Book, anchor: Anchor | None) -> tuple[Entry, ...]:
+    """Return what an anchor, believed or not, adds to the entries that are left: its name, accounts and studies."""
+    lost: list[Entry] = []
+    if book.ledger is None:
+        lost.append(Begun(ledger=os.urandom(NAME_BYTES).hex() if anchor is None else anchor.ledger))
+    if anchor is not None:
+        accounts = {entry.account for entry in book.accounts()}
+        joined = {(entry.account, entry.study) for entry in book.studies()}
+        lost += [entry for entry in anchor.accounts if entry.account not in accounts]
+        lost += [entry for entry in anchor.studies if (entry.account, entry.study) not in joined]
+    return tuple(lost)
+
+
+def _recovered(book: Book, found: Found) -> Recovered:
+    """Return the entry that begins a new era, and says what it answers for.
+
+    With an anchor that is believed, that is what lies between the end of the chain here and the end that it knows. All
+    of every account answers for more: for every entry up to those that anything showed, on whatever branch.
+    """
+    ends = {book.era: found.newest}
+    kept = found.anchor
+    for era, number in ((one.era, one.number) for one in (kept, found.behind) if one is not None):
+        ends[era] = max(number, ends.get(era, 0))
+    if not found.believed:
+        covered = [Covered(era=era, above=0, number=min(number, MAX_COUNT)) for era, number in sorted(ends.items())]
+    elif kept is not None and kept.number > found.last.number:
+        covered = [Covered(era=kept.era, above=found.last.number, number=kept.number, head=kept.head)]
     else:
-        full += [
-            entry for entry in kept.exhausted if entry.study is None and not after.balance(entry.account).exhausted
-        ]
-    shown = [(book.era, found.last.number)]
-    shown += [(kept.era, kept.number)] if kept is not None else []
-    shown += [(book.behind.era, book.behind.number)] if book.behind is not None else []
-    era, number = max(shown)
-    return (*lost, *full, Recovered(reason=found.reason[:500], era=era, number=number))
+        covered = []
+    return Recovered(reason=found.reason[:500], era=max(ends) + 1, covered=tuple(covered))
 
 
 def _rows(path: Path) -> tuple[list[Link], list[str]]:

@@ -20,7 +20,7 @@ from typing import Self
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from client.ledger.anchor import STANDING, Anchor, read_anchor, sync_folder
+from client.ledger.anchor import Anchor, read_anchor, sync_folder
 from client.ledger.entries import NAME_BYTES, Begun, Entry, Record
 from client.ledger.keeping import Append, Ledger
 from client.sqlite_faults import FileFaults
@@ -55,7 +55,6 @@ class SqliteLedger(Ledger):
     ) -> None:
         super().__init__(clock=clock)
         self.path, self.anchor = path, anchor or default_anchor(path)
-        self._standing: list[Entry] = []
         with self._exclusive(), coded(path):
             if not path.exists() and self.anchor.exists():
                 raise ConsiliumError(errors.LEDGER_BEHIND, f"{path} is missing and its anchor is here")
@@ -137,12 +136,7 @@ class SqliteLedger(Ledger):
             self._write_anchor()
 
     def _write_anchor(self) -> None:
-        Anchor.of(self.name, self.head(), self._standing).write(self.anchor)
-
-    def _take(self, link: Link, entry: Entry) -> None:
-        super()._take(link, entry)
-        if isinstance(entry, STANDING):
-            self._standing.append(entry)
+        Anchor.of(self._last, self._book).write(self.anchor)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -196,7 +196,8 @@ def test_after_a_recovery_only_what_it_covered_is_vouched_for(path: Path) -> Non
     recover(path)
     with opened(path) as ledger:
         ledger.vouch(covered)
-        ledger.vouch(beyond)
+        ledger.vouch(ahead)
+        refused(errors.LEDGER_BEHIND, lambda: ledger.vouch(beyond))
 
 
 def test_nothing_missing_is_written_down_twice_and_the_furthest_is_kept(path: Path, tmp_path: Path) -> None:
@@ -212,6 +213,7 @@ def test_nothing_missing_is_written_down_twice_and_the_furthest_is_kept(path: Pa
     put_back(tmp_path / "backup", path)
     with opened(path) as ledger:
         held = ledger.head()
+        shown: Head | None
         for shown in (heads[1], *([heads[0], heads[1]] * 20), heads[2], heads[1]):
             refused(errors.LEDGER_BEHIND, lambda shown=shown: ledger.vouch(shown))  # type: ignore[misc]
         assert ledger.head().number == held.number + 2
