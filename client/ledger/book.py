@@ -223,7 +223,7 @@ class Book:
         """Decide whether an account pays for a study; None if it does already.
 
         Raises CSL-204 if the account has less left than the study may spend, CSL-215 if there is no such account, its
-        unit is another, or the study was closed.
+        unit is another, the study was closed, or another account pays for it: it would be charged twice over.
         """
         self.check_whole()
         found = self._account(account)
@@ -233,6 +233,9 @@ class Book:
             if known.closed:
                 raise ConsiliumError(errors.LEDGER_ACCOUNT, f"study {study[:12]} was closed")
             return None
+        for balance in self.balances():
+            if any(other.study == study and other.counts for other in balance.studies):
+                raise ConsiliumError(errors.LEDGER_ACCOUNT, f"{balance.account} pays for study {study[:12]} already")
         if plan.unit is not found.opened.unit:
             raise ConsiliumError(
                 errors.LEDGER_ACCOUNT,

@@ -162,6 +162,23 @@ def test_a_study_closed_before_any_charge_gives_back_what_it_committed(ledger: L
     assert ledger.balances()[0].epsilon_committed == 0.0
 
 
+def test_a_study_is_paid_for_by_one_account(ledger: Ledger) -> None:
+    """Two would grant it twice the charges that were signed; a study that was closed unused may be moved."""
+    joined(ledger)
+    with_account(ledger, account="neurology")
+    refused("CSL-215", ledger, "join", "neurology", STUDY.digest, PLAN)
+    ledger.close(ACCOUNT, STUDY.digest)
+    ledger.join("neurology", STUDY.digest, PLAN)
+    refused("CSL-215", ledger, "join", ACCOUNT, STUDY.digest, PLAN)
+    for instance in range(PLAN.max_charges):
+        refused("CSL-215", ledger, "charge", charge(instance))
+        ledger.charge(replace(charge(instance), account="neurology"))
+    ledger.close("neurology", STUDY.digest)
+    with_account(ledger, account="oncology")
+    refused("CSL-215", ledger, "join", "oncology", STUDY.digest, PLAN)
+    assert len(ledger.charges(STUDY.digest)) == PLAN.max_charges
+
+
 @given(noises=st.lists(st.floats(1.0, 20.0), min_size=1, max_size=12))
 @settings(max_examples=30, deadline=None)
 def test_no_sequence_of_studies_commits_more_than_the_cap(noises: list[float]) -> None:
