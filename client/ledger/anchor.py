@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from client.ledger.book import Book
 from client.ledger.entries import AccountOpened, Count, FoundBehind, StudyJoined
+from client.ledger.files import sync_folder
 from common import errors
 from common.chain import START, Link
 from common.errors import ConsiliumError
@@ -89,12 +90,3 @@ def read_anchor(path: Path) -> Anchor | None:
         return Anchor.model_validate_json(body)
     except (ValidationError, RecursionError) as error:
         raise ConsiliumError(errors.LEDGER_DAMAGED, f"{path}: the anchor cannot be read") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

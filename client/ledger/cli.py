@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from client.ledger.book import Book
+from client.ledger.files import default_anchor
 from client.ledger.recovery import Found, inspect, recover
 from client.ledger.report import AccountLine, account_lines, export, figure
-from client.ledger.store import SqliteLedger, default_anchor
+from client.ledger.store import SqliteLedger
 from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
@@ -130,7 +131,7 @@ def _sound(ledger: Path, anchor: Path | None) -> Found:
     """Read a ledger; raises CSL-211 or CSL-212 where a recovery is needed."""
     found = inspect(ledger, anchor)
     if found.reason:
-        raise ConsiliumError(errors.LEDGER_DAMAGED, f"{ledger} and {anchor or default_anchor(ledger)}: {found.reason}")
+        raise ConsiliumError(found.fault, f"{ledger} and {anchor or default_anchor(ledger)}: {found.reason}")
     return found
 
 

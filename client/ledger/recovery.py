@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client.ledger.anchor import Anchor, read_anchor, sync_folder
+from client.ledger.anchor import Anchor, read_anchor
 from client.ledger.book import Book
 from client.ledger.entries import (
     MAX_COUNT,
@@ -29,20 +29,11 @@ from client.ledger.entries import (
     Record,
     Recovered,
 )
-from client.ledger.store import (
-    check_pages,
-    coded,
-    create,
-    default_anchor,
-    engine,
-    locked,
-    migrate,
-    read_links,
-    write_link,
-)
+from client.ledger.files import coded, create, located, locked, private_copy, sync_folder, unchanging
+from client.ledger.store import check_pages, engine, migrate, read_links, write_link
 from common import errors
 from common.chain import START, Link, extend, sound
-from common.errors import ConsiliumError
+from common.errors import ConsiliumError, Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +47,7 @@ class Found:
     believed  whether the anchor knows all that may have been lost
     behind    what was signed and is not here, as far as chain and anchor remember
     reason    why a recovery is needed; empty where none is
+    fault     CSL-211 where something is not what was written, CSL-212 where it is only older
     """
 
     links: tuple[Link, ...]
@@ -65,6 +57,7 @@ class Found:
     believed: bool
     behind: FoundBehind | None
     reason: str
+    fault: Fault
 
     @property
     def last(self) -> Link:
@@ -73,24 +66,32 @@ class Found:
 
 
 def inspect(path: Path, anchor: Path | None = None) -> Found:
-    """Read a ledger without changing it, whatever state it is in.
+    """Read a ledger without changing a byte of its files, whatever state it is in.
 
-    Raises CSL-212 where there is neither ledger nor anchor, CSL-217 where the anchor is another ledger's.
+    Raises CSL-212 where there is neither ledger nor anchor, CSL-213, CSL-214 where one cannot be read, CSL-217 where
+    the anchor is another ledger's.
     """
-    where = anchor or default_anchor(path)
+    path, where = located(path, anchor)
+    with unchanging(path):
+        return _found(path, where)
+
+
+def _found(path: Path, where: Path) -> Found:
+    """Read a ledger while nobody writes in it."""
     if not path.exists() and not where.exists():
         raise ConsiliumError(errors.LEDGER_BEHIND, f"neither {path} nor {where} is there")
-    rows, reasons = _rows(path)
+    # The anchor first: it is written last, so that rows read after it hold what it names even beside a writer.
+    kept, changed = _anchor(where)
+    rows, damage = _rows(path)
+    damage += changed
+    older: list[str] = []
     links, entries = _verified(rows)
+    if not path.exists():
+        older.append("the ledger is missing")
     if len(links) < len(rows):
-        reasons.append(f"entry {len(links) + 1} is not what was written")
-    try:
-        kept = read_anchor(where)
-        if kept is None:
-            reasons.append("the anchor is missing")
-    except ConsiliumError as error:
-        kept = None
-        reasons.append(error.detail)
+        damage.append(f"entry {len(links) + 1} is not what was written")
+    if kept is None and not changed:
+        older.append("the anchor is missing")
     book, newest = Book(entries), max((row.number for row in rows), default=START.number)
     if kept is None:
         behind, believed = book.behind, False
@@ -99,7 +100,7 @@ def inspect(path: Path, anchor: Path | None = None) -> Found:
             raise ConsiliumError(errors.LEDGER_ANCHOR, str(where))
         holds = kept.head in {START.digest, *(link.digest for link in links)}
         if not holds:
-            reasons.append(f"the anchor knows entry {kept.number}, the chain ends with {len(links)}")
+            older.append(f"the anchor knows entry {kept.number}, the chain ends with {len(links)}")
         # What the anchor holds that the chain goes on from was mended, if the chain says so.
         known = [one for one in (book.behind, None if holds else kept.behind) if one is not None]
         behind = max(known, key=lambda one: (one.era, one.number), default=None)
@@ -109,8 +110,11 @@ def inspect(path: Path, anchor: Path | None = None) -> Found:
             and (len(links) == len(rows) or newest <= kept.number)
         )
     if behind is not None:
-        reasons.append(f"entry {behind.number} was signed and is not here")
-    return Found(links, entries, newest, kept, believed, behind, "; ".join(reasons))
+        older.append(f"entry {behind.number} was signed and is not here")
+    # A folder's name may hold bytes that are no text.
+    reason = "; ".join((*damage, *older)).encode("utf-8", "backslashreplace").decode()
+    fault = errors.LEDGER_DAMAGED if damage else errors.LEDGER_BEHIND
+    return Found(links, entries, newest, kept, believed, behind, reason, fault)
 
 
 def recover(
@@ -121,9 +125,9 @@ def recover(
     Raises what :func:`inspect` raises, CSL-213 and CSL-214. A kill at any point leaves a ledger that is charged in
     full, or one that still says that it must be recovered.
     """
-    where = anchor or default_anchor(path)
+    path, where = located(path, anchor)
     with locked(path):
-        found = inspect(path, where)
+        found = _found(path, where)
         if not found.reason:
             return found
         added = worst_case(found)
@@ -192,21 +196,32 @@ def _recovered(book: Book, found: Found) -> Recovered:
     return Recovered(reason=found.reason[:500], era=max(ends) + 1, covered=tuple(covered))
 
 
+def _anchor(where: Path) -> tuple[Anchor | None, list[str]]:
+    """Return the anchor, if there is one and it is what was written, and what is wrong with it."""
+    try:
+        return read_anchor(where), []
+    except ConsiliumError as error:
+        if error.fault is not errors.LEDGER_DAMAGED:
+            raise
+        return None, [error.detail]
+
+
 def _rows(path: Path) -> tuple[list[Link], list[str]]:
     """Return the rows that can still be read, and why not all could."""
-    if not path.exists():
-        return [], ["the ledger is missing"]
-    made = engine(path, reading=True)
     rows: list[Link] = []
-    try:
-        with coded(path), made.connect() as connection:
-            while batch := read_links(connection, rows[-1].number + 1 if rows else 1, at_most=1000):
-                rows += batch
-            check_pages(connection)
-    except ConsiliumError as error:
-        return rows, [error.detail]
-    finally:
-        made.dispose()
+    if not path.exists():
+        return rows, []
+    with private_copy(path) as copy:
+        made = engine(copy)
+        try:
+            with coded(path), made.connect() as connection:
+                while batch := read_links(connection, rows[-1].number + 1 if rows else 1, at_most=1000):
+                    rows += batch
+                check_pages(connection)
+        except ConsiliumError as error:
+            return rows, [error.detail]
+        finally:
+            made.dispose()
     return rows, []
 
 

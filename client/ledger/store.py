@@ -7,10 +7,7 @@ chain is verified when the file is opened, its end before every change.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,20 +15,17 @@ from pathlib import Path
 from typing import Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
-from client.ledger.anchor import Anchor, read_anchor, sync_folder
+from client.ledger.anchor import Anchor, read_anchor
 from client.ledger.entries import NAME_BYTES, Begun, Entry, Record
+from client.ledger.files import WAIT_SECONDS, coded, create, located, locked
 from client.ledger.keeping import Append, Ledger
-from client.sqlite_faults import FileFaults
 from common import errors
 from common.chain import Link, extend
 from common.errors import ConsiliumError
 from common.study import Digest
 
 SCHEMA = "0001"
-_WAIT_SECONDS = 30.0
-_POLL_SECONDS = 0.02
 
 
 class SqliteLedger(Ledger):
@@ -54,7 +48,8 @@ class SqliteLedger(Ledger):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__(clock=clock)
-        self.path, self.anchor = path, anchor or default_anchor(path)
+        path, self.anchor = located(path, anchor)
+        self.path = path
         with self._exclusive(), coded(path):
             if not path.exists() and self.anchor.exists():
                 raise ConsiliumError(errors.LEDGER_BEHIND, f"{path} is missing and its anchor is here")
@@ -145,52 +140,21 @@ class SqliteLedger(Ledger):
             yield
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a ledger against every other process; raises CSL-213 where another holds it for too long."""
-    with coded(path):
-        handle = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ConsiliumError(errors.LEDGER_LOCKED, str(path)) from error
-                time.sleep(_POLL_SECONDS)
-        yield
-    finally:
-        os.close(handle)
-
-
-def default_anchor(path: Path) -> Path:
-    """Return where a ledger's anchor is if nothing else is said."""
-    return path.with_name(path.name + ".anchor")
-
-
-def engine(path: Path, *, reading: bool = False) -> sa.Engine:
-    """Return an engine with one connection, whose transactions are immediate and whose commits are synced.
-
-    reading  for those who only look: their transactions wait for nobody and cannot write
-    """
+def engine(path: Path) -> sa.Engine:
+    """Return an engine with one connection, whose transactions are immediate and whose commits are synced."""
 
     def connect() -> sqlite3.Connection:
         # Whoever closes the file last brings its log in, outside our lock: others wait for that.
-        made = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
-        if reading:
-            made.execute("PRAGMA query_only = ON")
-        else:
-            made.execute("PRAGMA journal_mode = WAL")
-            made.execute("PRAGMA synchronous = FULL")
+        made = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+        made.execute("PRAGMA journal_mode = WAL")
+        made.execute("PRAGMA synchronous = FULL")
         return made
 
     made = sa.create_engine("sqlite://", creator=connect, poolclass=sa.StaticPool)
 
     @sa.event.listens_for(made, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return made
 
@@ -246,28 +210,4 @@ def check_pages(connection: sa.Connection) -> None:
         raise ConsiliumError(errors.LEDGER_DAMAGED, str(state))
 
 
-def create(path: Path) -> bool:
-    """Make the file with mode 0600, or narrow the mode of the one that is there; returns whether it was made."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        path.chmod(0o600)
-        return False
-    sync_folder(path.parent)
-    return True
-
-
-@contextmanager
-def coded(path: Path) -> Iterator[None]:
-    """Turn what SQLAlchemy, SQLite and the file system say into coded errors."""
-    with _FAULTS.coded(path):
-        try:
-            yield
-        except DBAPIError as error:
-            if isinstance(error.orig, sqlite3.Error):
-                raise error.orig from error
-            raise
-
-
-_FAULTS = FileFaults(errors.LEDGER_LOCKED, errors.LEDGER_UNWRITABLE, errors.LEDGER_DAMAGED)
 _ENTRIES = sa.table("entry", sa.column("number"), sa.column("digest"), sa.column("body"))

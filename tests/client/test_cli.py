@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.ledger import SqliteLedger
-from client.ledger.store import default_anchor
+from client.ledger.files import default_anchor
 from common import agreement
 from common.privacy.plan import PrivacyPlan
 from common.study import Digest
@@ -107,7 +107,7 @@ def test_recover_asks_first_and_then_charges_the_worst_case(ledger: Path) -> Non
     assert "nothing to recover" in run("ledger", "recover", "--ledger", ledger).stdout
     default_anchor(ledger).unlink()
     assert CliRunner().invoke(app, ["ledger", "recover", "--ledger", str(ledger)], input="n\n").exit_code == 1
-    refused(run("ledger", "verify", "--ledger", ledger), "CSL-211")
+    refused(run("ledger", "verify", "--ledger", ledger), "CSL-212")
     result = run("ledger", "recover", "--ledger", ledger, "--yes")
     assert (result.exit_code, "charged in full" in " ".join(result.stdout.split())) == (0, True)
     assert run("ledger", "verify", "--ledger", ledger).exit_code == 0
@@ -188,7 +188,7 @@ def spent(desk: Desk, ledger: Path) -> tuple[object, ...]:
     return "--ledger", ledger, "--account", ACCOUNT
 
 
-def damaged(desk: Desk, ledger: Path) -> tuple[object, ...]:
+def truncated(desk: Desk, ledger: Path) -> tuple[object, ...]:
     change(ledger, *UNLOCKED, "DELETE FROM entry WHERE number = 5")
     return "--ledger", ledger, "--account", ACCOUNT
 
@@ -223,7 +223,7 @@ def expired(desk: Desk, ledger: Path) -> tuple[object, ...]:
     ("spoil", "name", "code"),
     [
         (spent, "budget", "CSL-204"),
-        (damaged, "ledger", "CSL-211"),
+        (truncated, "ledger", "CSL-212"),
         (changed_backbone, "backbone", "CSL-302"),
         (overspent, "privacy", "CSL-203"),
         (simulated, "study", "CSL-108"),

@@ -18,8 +18,8 @@ import pytest
 
 from client.ledger import SqliteLedger
 from client.ledger.anchor import Anchor, read_anchor
+from client.ledger.files import default_anchor
 from client.ledger.recovery import inspect, recover
-from client.ledger.store import default_anchor
 from common import errors
 from common.errors import ConsiliumError, Fault
 from common.study import Digest, Unit
