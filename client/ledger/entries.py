@@ -19,6 +19,8 @@ from common.study import Hex32, Line, Name, Part, TrainingNoise, Unit
 
 MAX_COUNT: Final = (1 << 53) - 1
 """The largest integer that canonical JSON holds."""
+LEAST_CAP, MOST_CAP = 1e-6, 1e12
+"""Between these an account's epsilon promises something or nothing, and sums and figures of it stay numbers."""
 SALT_BYTES = 16
 NAME_BYTES = 32
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -41,7 +43,7 @@ class AccountOpened(Part):
     account: Name
     population: Line
     unit: Unit
-    epsilon: float = Field(gt=0)
+    epsilon: float = Field(ge=LEAST_CAP, le=MOST_CAP)
     delta: float = Field(gt=0, lt=1)
 
 
@@ -55,7 +57,7 @@ class StudyJoined(Part):
     account: Name
     study: Hex32
     plan: PrivacyPlan
-    epsilon: float = Field(gt=0, description="of all charges and evaluation releases together, at the plan's delta")
+    epsilon: float = Field(ge=0, description="of all charges and evaluation releases together, at the plan's delta")
     accountant: Line
 
     @field_serializer("plan", mode="wrap")

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 
 from client.ledger.book import Balance, Book, ChargeKey, Head
-from client.ledger.entries import NAME_BYTES, SALT_BYTES, Begun, Entry, Record
+from client.ledger.entries import LEAST_CAP, NAME_BYTES, SALT_BYTES, Begun, Entry, Record
 from common.chain import START, Link, extend
 from common.privacy.plan import PrivacyPlan
 from common.study import Digest, Unit
@@ -140,7 +140,8 @@ class MemoryLedger(Ledger):
     def join(self, account: str, study: Digest, plan: PrivacyPlan) -> None:
         """Commit a study; see :class:`Ledger`."""
         if account not in {balance.account for balance in self.balances()}:
-            self.open_account(account, population="simulated", unit=plan.unit, epsilon=plan.epsilon(), delta=plan.delta)
+            epsilon = max(plan.epsilon(), LEAST_CAP)
+            self.open_account(account, population="simulated", unit=plan.unit, epsilon=epsilon, delta=plan.delta)
         super().join(account, study, plan)
 
     @contextmanager

@@ -124,6 +124,25 @@ def test_open_makes_the_ledger_and_its_first_account_and_no_second_of_that_name(
     refused(run(*arguments[:-3], -1, "--ledger", path), "CSL-201")
 
 
+@pytest.mark.parametrize("epsilon", ["1e-6", "0.3", "1e9"])
+def test_whatever_cap_was_opened_can_be_shown_and_drawn(tmp_path: Path, epsilon: str) -> None:
+    path, plot = tmp_path / "new.sqlite", tmp_path / "budget.svg"
+    run("ledger", "open", "a", "--population", "p", "--epsilon", epsilon, "--ledger", path)
+    result = run("ledger", "show", "--ledger", path, "--plot", plot)
+    assert result.exit_code == 0
+    assert f"of {float(epsilon):g} committed, {float(epsilon):.4f} left" in " ".join(result.stdout.split())
+    bars = [bar.get("width", "") for bar in ElementTree.fromstring(plot.read_text()).iter()]  # noqa: S314 - our own
+    assert not {"inf", "nan"} & set(bars)
+
+
+@pytest.mark.parametrize("epsilon", ["1e308", "1e999", "nan", "0", "1e-320"])
+def test_a_cap_out_of_range_is_refused_with_a_code(tmp_path: Path, epsilon: str) -> None:
+    path = tmp_path / "new.sqlite"
+    arguments = ("ledger", "open", "a", "--population", "p", "--epsilon", epsilon, "--ledger", path)
+    refused(run(*arguments), "CSL-201")
+    assert not path.exists()
+
+
 def test_the_ledger_may_be_named_by_the_environment(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSILIUM_LEDGER", str(ledger))
     assert run("ledger", "verify").exit_code == 0
@@ -217,6 +236,15 @@ def expired(desk: Desk, ledger: Path) -> tuple[object, ...]:
     manifest = desk.signed.study.backbone.model_dump(mode="json")
     desk.signed = desk.author(backbone=manifest, expires="2026-11-24T00:00:01Z")
     return ()
+
+
+def test_a_study_of_no_epsilon_at_all_can_be_paid_for(desk: Desk, ledger: Path) -> None:
+    privacy = {"noise_multiplier": 5000.0, "sampling_rate": 0.001, "delta": 1e-5, "max_charges": 4}
+    manifest = desk.signed.study.backbone.model_dump(mode="json")
+    desk.signed = desk.author(backbone=manifest, privacy=privacy, evaluation={"releases": 0})
+    right, said = desk.findings("--ledger", ledger, "--account", ACCOUNT)["budget"]
+    assert right
+    assert said.endswith("the study commits 0.0000")
 
 
 @pytest.mark.parametrize(
