@@ -252,7 +252,7 @@ class Book:
         return StudyJoined(account=account, study=study, plan=plan, epsilon=epsilon, accountant=accountant_version())
 
     def charge(self, key: ChargeKey) -> Charged | None:
-        """Decide on a charge; None if this very one was made: a crash before the reply reruns it (RULES 7).
+        """Decide on a charge; None if this very one was made: a key is charged once (RULES 7).
 
         Raises CSL-204 when the study's charges are used up, CSL-215 if it was not joined or was closed, CSL-212 if the
         ledger is behind.
