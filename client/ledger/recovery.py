@@ -76,47 +76,6 @@ def inspect(path: Path, anchor: Path | None = None) -> Found:
         return _found(path, where)
 
 
-def _found(path: Path, where: Path) -> Found:
-    """Read a ledger while nobody writes in it."""
-    if not path.exists() and not where.exists():
-        raise ConsiliumError(errors.LEDGER_BEHIND, f"neither {path} nor {where} is there")
-    # The anchor first: it is written last, so that rows read after it hold what it names even beside a writer.
-    kept, changed = _anchor(where)
-    rows, damage = _rows(path)
-    damage += changed
-    older: list[str] = []
-    links, entries = _verified(rows)
-    if not path.exists():
-        older.append("the ledger is missing")
-    if len(links) < len(rows):
-        damage.append(f"entry {len(links) + 1} is not what was written")
-    if kept is None and not changed:
-        older.append("the anchor is missing")
-    book, newest = Book(entries), max((row.number for row in rows), default=START.number)
-    if kept is None:
-        behind, believed = book.behind, False
-    else:
-        if book.ledger not in (None, kept.ledger):
-            raise ConsiliumError(errors.LEDGER_ANCHOR, str(where))
-        holds = kept.head in {START.digest, *(link.digest for link in links)}
-        if not holds:
-            older.append(f"the anchor knows entry {kept.number}, the chain ends with {len(links)}")
-        # What the anchor holds that the chain goes on from was mended, if the chain says so.
-        known = [one for one in (book.behind, None if holds else kept.behind) if one is not None]
-        behind = max(known, key=lambda one: (one.era, one.number), default=None)
-        believed = (
-            behind is None
-            and (holds or kept.number > len(links))
-            and (len(links) == len(rows) or newest <= kept.number)
-        )
-    if behind is not None:
-        older.append(f"entry {behind.number} was signed and is not here")
-    # A folder's name may hold bytes that are no text.
-    reason = "; ".join((*damage, *older)).encode("utf-8", "backslashreplace").decode()
-    fault = errors.LEDGER_DAMAGED if damage else errors.LEDGER_BEHIND
-    return Found(links, entries, newest, kept, believed, behind, reason, fault)
-
-
 def recover(
     path: Path, anchor: Path | None = None, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> Found:
@@ -164,6 +123,42 @@ def worst_case(found: Found) -> tuple[Entry, ...]:
     return (*lost, *full, _recovered(book, found))
 
 
+def _found(path: Path, where: Path) -> Found:
+    """Read a ledger while nobody writes in it."""
+    if not path.exists() and not where.exists():
+        raise ConsiliumError(errors.LEDGER_BEHIND, f"neither {path} nor {where} is there")
+    # The anchor first: it is written last, so that rows read after it hold what it names even beside a writer.
+    kept, changed = _anchor(where)
+    rows, damage = _rows(path)
+    damage += changed
+    older: list[str] = []
+    links, entries = _verified(rows)
+    if not path.exists():
+        older.append("the ledger is missing")
+    if len(links) < len(rows):
+        damage.append(f"entry {len(links) + 1} is not what was written")
+    if kept is None and not changed:
+        older.append("the anchor is missing")
+    book, newest = Book(entries), max((row.number for row in rows), default=START.number)
+    behind, believed = book.behind, False
+    if kept is not None:
+        if book.ledger not in (None, kept.ledger):
+            raise ConsiliumError(errors.LEDGER_ANCHOR, str(where))
+        goes_on = kept.head in {START.digest, *(link.digest for link in links)}
+        if not goes_on:
+            older.append(f"the anchor knows entry {kept.number}, the chain ends with {len(links)}")
+            behind = _furthest(book.behind, kept.behind)
+        another_branch = not goes_on and kept.number <= len(links)
+        later_rows = len(links) < len(rows) and newest > kept.number
+        believed = not (behind or kept.behind or another_branch or later_rows)
+    if behind is not None:
+        older.append(f"entry {behind.number} was signed and is not here")
+    # A folder's name may hold bytes that are no text.
+    reason = "; ".join((*damage, *older)).encode("utf-8", "backslashreplace").decode()
+    fault = errors.LEDGER_DAMAGED if damage else errors.LEDGER_BEHIND
+    return Found(links, entries, newest, kept, believed, behind, reason, fault)
+
+
 def _known_to_the_anchor(book: Book, anchor: Anchor | None) -> tuple[Entry, ...]:
     """Return what an anchor, believed or not, adds to the entries that are left: its name, accounts and studies."""
     lost: list[Entry] = []
@@ -194,6 +189,11 @@ def _recovered(book: Book, found: Found) -> Recovered:
     else:
         covered = []
     return Recovered(reason=found.reason[:500], era=max(ends) + 1, covered=tuple(covered))
+
+
+def _furthest(*missing: FoundBehind | None) -> FoundBehind | None:
+    known = [one for one in missing if one is not None]
+    return max(known, key=lambda one: (one.era, one.number), default=None)
 
 
 def _anchor(where: Path) -> tuple[Anchor | None, list[str]]:

@@ -37,7 +37,7 @@ class SqliteLedger(Ledger):
 
     Raises CSL-211 if a byte changed or an entry is missing, CSL-212 if the anchor shows more than the file holds or is
     missing itself, CSL-213 if another process writes for too long, CSL-214 if the disk refuses, CSL-216 for a newer
-    schema. The same holds for every call; one that raised may have charged, and has never charged less.
+    schema, CSL-217 for an anchor of another ledger. The same holds for every call; one that raised may have charged, and has never charged less.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class SqliteLedger(Ledger):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__(clock=clock)
-        path, self.anchor = located(path, anchor)
-        self.path = path
+        self.path, self.anchor = located(path, anchor)
+        path = self.path
         with self._exclusive(), coded(path):
             if not path.exists() and self.anchor.exists():
                 raise ConsiliumError(errors.LEDGER_BEHIND, f"{path} is missing and its anchor is here")
