@@ -37,8 +37,8 @@ class SqliteLedger(Ledger):
 
     Raises CSL-211 if a byte changed or an entry is missing, CSL-212 if the anchor shows more than the file holds or is
     missing itself, CSL-213 if another process writes for too long, CSL-214 if the disk refuses, CSL-216 for a newer
-    schema, CSL-217 for an anchor of another ledger. The same holds for every call; one that raised may have charged, and
-    has never charged less.
+    schema, CSL-217 for an anchor of another ledger. The same holds for every call; one that raised may have charged,
+    and has never charged less.
     """
 
     def __init__(
