@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from sqlalchemy.exc import DBAPIError
 
@@ -56,20 +55,20 @@ def unchanging(path: Path) -> Iterator[None]:
     yield from _holding(handle, fcntl.LOCK_SH, path)
 
 
-@contextmanager
-def private_copy(path: Path) -> Iterator[Path]:
-    """Yield a copy of the database with its log, to be opened instead of it while writers are kept out.
+def copied(path: Path, folder: Path) -> Path | None:
+    """Copy a database with its log into a folder while writers are kept out; None where there is no database.
 
     Whoever closes the database last brings the log into it, outside the lock. So the log is copied first: reading it
     over a database that has it already, wholly or in part, gives the same. Raises CSL-214.
     """
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / "ledger.sqlite"
-        with coded(path):
-            with suppress(FileNotFoundError):
-                shutil.copyfile(path.with_name(path.name + "-wal"), copy.with_name(copy.name + "-wal"))
-            shutil.copyfile(path, copy)
-        yield copy
+    copy = folder / "ledger.sqlite"
+    with coded(path):
+        if not path.exists():
+            return None
+        with suppress(FileNotFoundError):
+            shutil.copyfile(path.with_name(path.name + "-wal"), copy.with_name(copy.name + "-wal"))
+        shutil.copyfile(path, copy)
+    return copy
 
 
 def create(path: Path) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from client.ledger.anchor import Anchor, read_anchor
 from client.ledger.book import Book
@@ -29,7 +30,7 @@ from client.ledger.entries import (
     Record,
     Recovered,
 )
-from client.ledger.files import coded, create, located, locked, private_copy, sync_folder, unchanging
+from client.ledger.files import coded, copied, create, located, locked, sync_folder, unchanging
 from client.ledger.store import check_pages, engine, migrate, read_links, write_link
 from common import errors
 from common.chain import START, Link, extend, sound
@@ -72,8 +73,10 @@ def inspect(path: Path, anchor: Path | None = None) -> Found:
     the anchor is another ledger's.
     """
     path, where = located(path, anchor)
-    with unchanging(path):
-        return _found(path, where)
+    with coded(path), TemporaryDirectory() as folder:
+        with unchanging(path):
+            taken = _taken(path, where, Path(folder))
+        return _found(taken)
 
 
 def recover(
@@ -86,7 +89,8 @@ def recover(
     """
     path, where = located(path, anchor)
     with locked(path):
-        found = _found(path, where)
+        with coded(path), TemporaryDirectory() as folder:
+            found = _found(_taken(path, where, Path(folder)))
         if not found.reason:
             return found
         added = worst_case(found)
@@ -123,27 +127,53 @@ def worst_case(found: Found) -> tuple[Entry, ...]:
     return (*lost, *full, _recovered(book, found))
 
 
-def _found(path: Path, where: Path) -> Found:
-    """Read a ledger while nobody writes in it."""
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What was taken of a ledger's files while nobody wrote in them; verifying it keeps no site waiting.
+
+    copy     of the database; None where there is none
+    kept     the anchor, if there is one and it is what was written
+    changed  what is wrong with an anchor that is not
+    """
+
+    path: Path
+    where: Path
+    copy: Path | None
+    kept: Anchor | None
+    changed: str
+
+
+def _taken(path: Path, where: Path, folder: Path) -> _Taken:
     if not path.exists() and not where.exists():
         raise ConsiliumError(errors.LEDGER_BEHIND, f"neither {path} nor {where} is there")
+    kept, changed = None, ""
     # The anchor first: it is written last, so that rows read after it hold what it names even beside a writer.
-    kept, changed = _anchor(where)
-    rows, damage = _rows(path)
-    damage += changed
-    older: list[str] = []
+    try:
+        kept = read_anchor(where)
+    except ConsiliumError as error:
+        if error.fault is not errors.LEDGER_DAMAGED:
+            raise
+        changed = error.detail
+    return _Taken(path, where, copied(path, folder), kept, changed)
+
+
+def _found(taken: _Taken) -> Found:
+    kept, older = taken.kept, list[str]()
+    rows, damage = _rows(taken)
     links, entries = _verified(rows)
-    if not path.exists():
+    if taken.copy is None:
         older.append("the ledger is missing")
     if len(links) < len(rows):
         damage.append(f"entry {len(links) + 1} is not what was written")
-    if kept is None and not changed:
+    if taken.changed:
+        damage.append(taken.changed)
+    elif kept is None:
         older.append("the anchor is missing")
     book, newest = Book(entries), max((row.number for row in rows), default=START.number)
     behind, believed = book.behind, False
     if kept is not None:
         if book.ledger not in (None, kept.ledger):
-            raise ConsiliumError(errors.LEDGER_ANCHOR, str(where))
+            raise ConsiliumError(errors.LEDGER_ANCHOR, str(taken.where))
         goes_on = kept.head in {START.digest, *(link.digest for link in links)}
         if not goes_on:
             older.append(f"the anchor knows entry {kept.number}, the chain ends with {len(links)}")
@@ -206,22 +236,21 @@ def _anchor(where: Path) -> tuple[Anchor | None, list[str]]:
         return None, [error.detail]
 
 
-def _rows(path: Path) -> tuple[list[Link], list[str]]:
+def _rows(taken: _Taken) -> tuple[list[Link], list[str]]:
     """Return the rows that can still be read, and why not all could."""
     rows: list[Link] = []
-    if not path.exists():
+    if taken.copy is None:
         return rows, []
-    with private_copy(path) as copy:
-        made = engine(copy)
-        try:
-            with coded(path), made.connect() as connection:
-                while batch := read_links(connection, rows[-1].number + 1 if rows else 1, at_most=1000):
-                    rows += batch
-                check_pages(connection)
-        except ConsiliumError as error:
-            return rows, [error.detail]
-        finally:
-            made.dispose()
+    made = engine(taken.copy)
+    try:
+        with coded(taken.path), made.connect() as connection:
+            while batch := read_links(connection, rows[-1].number + 1 if rows else 1, at_most=1000):
+                rows += batch
+            check_pages(connection)
+    except ConsiliumError as error:
+        return rows, [error.detail]
+    finally:
+        made.dispose()
     return rows, []
 
 

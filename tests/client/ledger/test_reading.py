@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -109,14 +110,52 @@ def test_a_ledger_that_a_running_site_writes_in_is_never_accused(path: Path) -> 
 
     child = FORK.Process(target=write)
     child.start()
+    looks, number = 0, 0
     try:
-        found = [inspect(path) for _ in range(40)]
+        while looks < 40 or number < 20:
+            found = inspect(path)
+            assert found.reason == ""
+            looks, number = looks + 1, found.last.number
     finally:
         writer.send("enough")
         child.join()
-    assert [one.reason for one in found] == [""] * len(found)
-    assert found[-1].last.number > found[0].last.number
     assert child.exitcode == 0
+
+
+def test_no_writer_comes_between_while_the_files_are_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed(path)
+    plain, tried = shutil.copyfile, []
+
+    def copying(source: Path, target: Path) -> None:
+        with path.with_name(path.name + ".lock").open() as lock:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            tried.append(source)
+        plain(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copying)
+    assert inspect(path).reason == ""
+    assert tried[-1] == path
+
+
+def test_a_site_that_closes_the_ledger_while_it_is_copied_takes_no_entry_away(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing brings the log into the database and deletes it, without the lock."""
+    ledger = opened(path)
+    joined(ledger)
+    plain, sizes = shutil.copyfile, []
+
+    def copying(source: Path, target: Path) -> None:
+        sizes.append(Path(source).stat().st_size)
+        plain(source, target)
+        ledger.close_file()
+
+    monkeypatch.setattr(shutil, "copyfile", copying)
+    found = inspect(path)
+    assert (found.reason, len(found.links)) == ("", 3)
+    assert len(sizes) == 2
+    assert min(sizes) > 0
 
 
 def test_an_anchor_behind_a_link_is_written_where_the_link_points(path: Path, tmp_path: Path) -> None:
