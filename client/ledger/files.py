@@ -22,7 +22,7 @@ from common import errors
 from common.errors import ConsiliumError
 
 WAIT_SECONDS = 30.0
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.002
 
 
 def default_anchor(path: Path) -> Path:

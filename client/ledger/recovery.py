@@ -226,16 +226,6 @@ def _furthest(*missing: FoundBehind | None) -> FoundBehind | None:
     return max(known, key=lambda one: (one.era, one.number), default=None)
 
 
-def _anchor(where: Path) -> tuple[Anchor | None, list[str]]:
-    """Return the anchor, if there is one and it is what was written, and what is wrong with it."""
-    try:
-        return read_anchor(where), []
-    except ConsiliumError as error:
-        if error.fault is not errors.LEDGER_DAMAGED:
-            raise
-        return None, [error.detail]
-
-
 def _rows(taken: _Taken) -> tuple[list[Link], list[str]]:
     """Return the rows that can still be read, and why not all could."""
     rows: list[Link] = []

@@ -112,7 +112,7 @@ def test_a_ledger_that_a_running_site_writes_in_is_never_accused(path: Path) -> 
     child.start()
     looks, number = 0, 0
     try:
-        while looks < 40 or number < 20:
+        while looks < 15 or number < 20:
             found = inspect(path)
             assert found.reason == ""
             looks, number = looks + 1, found.last.number
