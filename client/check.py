@@ -154,7 +154,7 @@ def _model(study: Study, folder: Path) -> str:
 def _ledger(path: Path, anchor: Path | None) -> str:
     found = inspect(path, anchor)
     if found.reason:
-        raise ConsiliumError(errors.LEDGER_DAMAGED, found.reason)
+        raise ConsiliumError(found.fault, found.reason)
     return f"{len(found.links)} entries verify, the anchor agrees"
 
 

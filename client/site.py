@@ -121,7 +121,7 @@ class Site:
         self._operator_key = parse_public_key(study.operator)
         self._workload, self._ledger, self._account, self._clock = workload, ledger, account, clock
         ledger.join(account, agreement.digest, PrivacyPlan.for_site(study, site))
-        self._witness = Witness(identity, entropy)
+        self._witness = Witness(identity, ledger.name, entropy)
         shared = Terms.of(study, workload.dimension) if terms is None else terms
         self._vectors, self._counts = shared.vectors, shared.counts
         self._egress = Egress(
@@ -193,9 +193,9 @@ class Site:
         return {"nonce": nonce}
 
     def _keys(self, request: Envelope) -> Mapping[str, bytes]:
-        """Open an epoch, unless the operator holds a sign that this site's ledger was put back (RULES 18)."""
-        if (shown := request.parts.get(LEDGER_PART)) is not None:
-            self._ledger.vouch(self._witness.open(shown))
+        """Open an epoch, unless what the operator keeps shows, or once showed, a ledger put back (RULES 18)."""
+        shown = request.parts.get(LEDGER_PART)
+        self._ledger.vouch(None if shown is None else self._witness.open(shown))
         return self._protocol(self._session.hello, request)
 
     def _protocol(self, step: Callable[[bytes], bytes], request: Envelope) -> Mapping[str, bytes]:

@@ -95,6 +95,9 @@ LEDGER_ACCOUNT = Fault(
     "CSL-215", "ledger", "the account does not allow this", "name the account that fits, or open one for its population"
 )
 LEDGER_FOREIGN = Fault("CSL-216", "ledger", "the ledger has a schema that is not known here", "upgrade this software")
+LEDGER_ANCHOR = Fault(
+    "CSL-217", "ledger", "the anchor is another ledger's", "name the ledger and the anchor that belong together"
+)
 NOISE_FAULT = Fault("CSL-206", "privacy", "the noise source failed", "do not train on this machine; report it")
 
 # 3xx  backbone, adapters, tasks, preflight -------------------------------------------------------------------------

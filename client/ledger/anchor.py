@@ -1,53 +1,61 @@
 """The anchor: what a ledger last was, in a file of its own outside the database (RULES 18).
 
 It is written after each change. A database whose chain does not contain the anchor's digest was put back from an older
-copy, or lost its end. The anchor also lists accounts and studies, so that a recovery can charge the worst case for
-what the database no longer knows. Keep it where the database's backups do not reach.
+copy, or lost its end. The anchor also lists what must not be forgotten when the database is: accounts, studies, and
+what was found to be missing. Charges are not among them, since studies commit in full. Keep it where the database's
+backups do not reach.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import rfc8785
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from client.ledger.entries import AccountOpened, Entry, Exhausted, StudyJoined
-from client.ledger.keeping import Head
+from client.ledger.book import Book
+from client.ledger.entries import AccountOpened, Count, FoundBehind, StudyJoined
+from client.ledger.files import sync_folder
 from common import errors
+from common.chain import START, Link
 from common.errors import ConsiliumError
-from common.study import Hex32, Part
-
-STANDING = (AccountOpened, StudyJoined, Exhausted)
-"""What must not be forgotten when the database is: charges are not among them, since studies commit in full."""
+from common.study import Hex32, Name, Part
 
 
 class Anchor(Part):
-    """Where the chain ended, every account and study in it, and the accounts that a recovery has spent."""
+    """Where the chain ended, and what must be known if that end is lost.
+
+    ledger  the chain's own random name
+    spent   accounts of which a recovery has charged all
+    behind  what was found to be missing and is not recovered yet
+    """
 
     format: Literal["consilium-ledger-anchor/1"] = "consilium-ledger-anchor/1"
-    era: int = Field(ge=0)
-    number: int = Field(ge=0)
-    head: Hex32
-    accounts: tuple[AccountOpened, ...]
-    studies: tuple[StudyJoined, ...]
-    exhausted: tuple[Exhausted, ...]
+    ledger: Hex32
+    era: Count = 0
+    number: Count = START.number
+    head: Hex32 = START.digest
+    accounts: tuple[AccountOpened, ...] = ()
+    studies: tuple[StudyJoined, ...] = ()
+    spent: tuple[Name, ...] = ()
+    behind: FoundBehind | None = None
 
     @classmethod
-    def of(cls, head: Head, entries: Iterable[Entry]) -> Anchor:
-        """Make the anchor of a chain from its head and those of its entries that are :data:`STANDING`."""
-        kept = tuple(entries)
+    def of(cls, last: Link, book: Book) -> Anchor:
+        """Make the anchor of a chain that has begun, from its last entry and what its entries amount to."""
+        assert book.ledger is not None, "a chain has its name from its first entry on"
         return cls(
-            era=head.era,
-            number=head.number,
-            head=head.digest,
-            accounts=tuple(entry for entry in kept if isinstance(entry, AccountOpened)),
-            studies=tuple(entry for entry in kept if isinstance(entry, StudyJoined)),
-            exhausted=tuple(entry for entry in kept if isinstance(entry, Exhausted)),
+            ledger=book.ledger,
+            era=book.era,
+            number=last.number,
+            head=last.digest,
+            accounts=book.accounts(),
+            studies=book.studies(),
+            spent=book.spent_accounts(),
+            behind=book.behind,
         )
 
     def write(self, path: Path) -> None:
@@ -82,12 +90,3 @@ def read_anchor(path: Path) -> Anchor | None:
         return Anchor.model_validate_json(body)
     except (ValidationError, RecursionError) as error:
         raise ConsiliumError(errors.LEDGER_DAMAGED, f"{path}: the anchor cannot be read") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

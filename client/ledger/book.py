@@ -16,7 +16,9 @@ from pydantic import ValidationError
 
 from client.ledger.entries import (
     AccountOpened,
+    Begun,
     Charged,
+    Covered,
     Entry,
     Exhausted,
     FoundBehind,
@@ -31,6 +33,20 @@ from common.messages import Stage
 from common.privacy.accounting import accountant_version
 from common.privacy.plan import PrivacyPlan
 from common.study import Digest, Unit, describe
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a ledger's chain ends, as it travels with every signed reply (RULES 18).
+
+    era     rises with every recovery
+    number  of the last entry
+    digest  of the chain up to it
+    """
+
+    era: int
+    number: int
+    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +143,40 @@ class _Account:
 class Book:
     """The state that a sequence of entries leads to. Deciding changes nothing; :meth:`add` does.
 
+    ledger   the chain's own random name; None before its first entry
     era      rises with every recovery
     behind   what was found to be missing and is not recovered yet; None where nothing is
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._accounts: dict[str, _Account] = {}
-        self._covered = (0, -1)
+        self._covered: list[Covered] = []
+        self.ledger: str | None = None
         self.era = 0
         self.behind: FoundBehind | None = None
         for entry in entries:
             self.add(entry)
 
-    def covers(self, era: int, number: int) -> bool:
-        """Return whether a recovery charged the worst case for an entry that is not here."""
-        return (era, number) <= self._covered
+    def covers(self, lost: Head) -> bool:
+        """Return whether a recovery charged the worst case for all that a chain which is not here held by then."""
+        return any(
+            lost.era == known.era
+            and known.above < lost.number <= known.number
+            and (known.head in (None, lost.digest) or lost.number < known.number)
+            for known in self._covered
+        )
+
+    def accounts(self) -> tuple[AccountOpened, ...]:
+        """Return the entries that opened the accounts."""
+        return tuple(account.opened for account in self._accounts.values())
+
+    def studies(self) -> tuple[StudyJoined, ...]:
+        """Return the entries with which studies were joined, account by account."""
+        return tuple(study.joined for account in self._accounts.values() for study in account.studies.values())
+
+    def spent_accounts(self) -> tuple[str, ...]:
+        """Return the accounts of which a recovery has charged all."""
+        return tuple(name for name, account in self._accounts.items() if account.exhausted)
 
     def balances(self) -> tuple[Balance, ...]:
         """Return every account in order of its name."""
@@ -176,7 +211,7 @@ class Book:
 
     def open_account(self, account: str, population: str, unit: Unit, epsilon: float, delta: float) -> AccountOpened:
         """Decide on a new account; raises CSL-215 if there is one of this name: a population has one budget."""
-        self._check_whole()
+        self.check_whole()
         if account in self._accounts:
             raise ConsiliumError(errors.LEDGER_ACCOUNT, f"{account} exists already")
         try:
@@ -188,9 +223,9 @@ class Book:
         """Decide whether an account pays for a study; None if it does already.
 
         Raises CSL-204 if the account has less left than the study may spend, CSL-215 if there is no such account, its
-        unit is another, or the study was closed.
+        unit is another, the study was closed, or another account pays for it: it would be charged twice over.
         """
-        self._check_whole()
+        self.check_whole()
         found = self._account(account)
         if (known := found.studies.get(study)) is not None:
             if known.joined.plan != plan:
@@ -198,6 +233,9 @@ class Book:
             if known.closed:
                 raise ConsiliumError(errors.LEDGER_ACCOUNT, f"study {study[:12]} was closed")
             return None
+        for balance in self.balances():
+            if any(other.study == study and other.counts for other in balance.studies):
+                raise ConsiliumError(errors.LEDGER_ACCOUNT, f"{balance.account} pays for study {study[:12]} already")
         if plan.unit is not found.opened.unit:
             raise ConsiliumError(
                 errors.LEDGER_ACCOUNT,
@@ -214,12 +252,12 @@ class Book:
         return StudyJoined(account=account, study=study, plan=plan, epsilon=epsilon, accountant=accountant_version())
 
     def charge(self, key: ChargeKey) -> Charged | None:
-        """Decide on a charge; None if this very one was made: a crash before the reply reruns it (RULES 7).
+        """Decide on a charge; None if this very one was made: a key is charged once (RULES 7).
 
         Raises CSL-204 when the study's charges are used up, CSL-215 if it was not joined or was closed, CSL-212 if the
         ledger is behind.
         """
-        self._check_whole()
+        self.check_whole()
         study = self._account(key.account).studies.get(key.study)
         if study is None or study.closed:
             raise ConsiliumError(
@@ -247,15 +285,31 @@ class Book:
 
     def close(self, account: str, study: Digest) -> StudyClosed | None:
         """Decide that a study makes no further charge; None if it was closed before. Raises CSL-215, CSL-212."""
-        self._check_whole()
+        self.check_whole()
         found = self._account(account).studies.get(study)
         if found is None:
             raise ConsiliumError(errors.LEDGER_ACCOUNT, f"{account} does not pay for study {study[:12]}")
         return None if found.closed else StudyClosed(account=account, study=study)
 
+    def behind_by(self, shown: Head) -> FoundBehind | None:
+        """Decide what to write down of a head that was signed and is not here; None if as much was found before."""
+        known = self.behind
+        if known is not None and (shown.era, shown.number) <= (known.era, known.number):
+            return None
+        return FoundBehind(era=shown.era, number=shown.number, head=shown.digest)
+
+    def check_whole(self) -> None:
+        """Raise CSL-212 while something that was signed is missing."""
+        if self.behind is not None:
+            raise ConsiliumError(errors.LEDGER_BEHIND, f"entry {self.behind.number} was signed and is not here")
+
     def add(self, entry: Entry) -> None:
         """Take in an entry that was written down; raises CSL-211 for one that could not follow."""
+        if isinstance(entry, Begun) is not (self.ledger is None):
+            raise ConsiliumError(errors.LEDGER_DAMAGED, "a ledger begins once, with its first entry")
         match entry:
+            case Begun():
+                self.ledger = entry.ledger
             case AccountOpened():
                 if entry.account in self._accounts:
                     raise ConsiliumError(errors.LEDGER_DAMAGED, "an account was opened twice")
@@ -275,8 +329,8 @@ class Book:
             case FoundBehind():
                 self.behind = entry
             case Recovered():
-                self._covered = (entry.era, entry.number)
-                self.era = entry.era + 1
+                self._covered += entry.covered
+                self.era = entry.era
                 self.behind = None
 
     def _account(self, name: str) -> _Account:
@@ -295,10 +349,6 @@ class Book:
         if study not in studies:
             raise ConsiliumError(errors.LEDGER_DAMAGED, "an entry names a study that was not joined")
         return studies[Digest(study)]
-
-    def _check_whole(self) -> None:
-        if self.behind is not None:
-            raise ConsiliumError(errors.LEDGER_BEHIND, f"entry {self.behind.number} was signed and is not here")
 
 
 def _key(entry: Charged) -> ChargeKey:

@@ -12,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from client.ledger.book import Book
+from client.ledger.entries import LEAST_CAP, MOST_CAP
+from client.ledger.files import default_anchor
 from client.ledger.recovery import Found, inspect, recover
 from client.ledger.report import AccountLine, account_lines, export, figure
-from client.ledger.store import SqliteLedger, default_anchor
+from client.ledger.store import SqliteLedger
 from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
@@ -119,8 +121,9 @@ def open_(
 ) -> None:
     """Open an account for a patient population; the ledger is made if there is none."""
     with coded_errors():
-        if not epsilon > 0 or not 0 < delta < 1:
-            raise ConsiliumError(errors.PRIVACY_PARAMETER, "epsilon must be above 0, delta within (0, 1)")
+        if not LEAST_CAP <= epsilon <= MOST_CAP or not 0 < delta < 1:
+            seen = f"epsilon must be within [{LEAST_CAP:g}, {MOST_CAP:g}], delta within (0, 1)"
+            raise ConsiliumError(errors.PRIVACY_PARAMETER, seen)
         with SqliteLedger(ledger, anchor) as opened:
             opened.open_account(account, population=population, unit=unit, epsilon=epsilon, delta=delta)
     Console().print(f"account {account}: epsilon {epsilon:g}, delta {delta:g} for each {unit.value}", soft_wrap=True)
@@ -130,7 +133,7 @@ def _sound(ledger: Path, anchor: Path | None) -> Found:
     """Read a ledger; raises CSL-211 or CSL-212 where a recovery is needed."""
     found = inspect(ledger, anchor)
     if found.reason:
-        raise ConsiliumError(errors.LEDGER_DAMAGED, f"{ledger} and {anchor or default_anchor(ledger)}: {found.reason}")
+        raise ConsiliumError(found.fault, f"{ledger} and {anchor or default_anchor(ledger)}: {found.reason}")
     return found
 
 

@@ -6,7 +6,7 @@ about what was written (RULES 14, 18). Times are for people; nothing is decided 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import rfc8785
 from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, ValidationError, field_serializer
@@ -17,7 +17,23 @@ from common.messages import Stage
 from common.privacy.plan import PrivacyPlan
 from common.study import Hex32, Line, Name, Part, TrainingNoise, Unit
 
+MAX_COUNT: Final = (1 << 53) - 1
+"""The largest integer that canonical JSON holds."""
+LEAST_CAP, MOST_CAP = 1e-6, 1e12
+"""Between these an account's epsilon promises something or nothing, and sums and figures of it stay numbers."""
 SALT_BYTES = 16
+NAME_BYTES = 32
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
+class Begun(Part):
+    """The first entry of every chain.
+
+    ledger  drawn at random and kept for good, in the anchor too: by it two ledgers of one site are told apart
+    """
+
+    kind: Literal["ledger"] = "ledger"
+    ledger: Hex32
 
 
 class AccountOpened(Part):
@@ -27,7 +43,7 @@ class AccountOpened(Part):
     account: Name
     population: Line
     unit: Unit
-    epsilon: float = Field(gt=0)
+    epsilon: float = Field(ge=LEAST_CAP, le=MOST_CAP)
     delta: float = Field(gt=0, lt=1)
 
 
@@ -41,7 +57,7 @@ class StudyJoined(Part):
     account: Name
     study: Hex32
     plan: PrivacyPlan
-    epsilon: float = Field(gt=0, description="of all charges and evaluation releases together, at the plan's delta")
+    epsilon: float = Field(ge=0, description="of all charges and evaluation releases together, at the plan's delta")
     accountant: Line
 
     @field_serializer("plan", mode="wrap")
@@ -78,8 +94,8 @@ class FoundBehind(Part):
     """Something that this site signed shows entries that are not here: the ledger was put back from an older copy."""
 
     kind: Literal["behind"] = "behind"
-    era: int = Field(ge=0)
-    number: int = Field(ge=0)
+    era: Count
+    number: Count
     head: Hex32
 
 
@@ -91,19 +107,35 @@ class Exhausted(Part):
     study: Hex32 | None = None
 
 
+class Covered(Part):
+    """Entries that are not here and that a recovery answers for: whatever they spent, it has charged.
+
+    era     they were written in
+    above   the last entry of that era that is here; 0 where all of every account was charged, so that no entry matters
+    number  the last of them that anything showed
+    head    the digest with which the chain ended there, where it is known
+    """
+
+    era: Count
+    above: Count
+    number: Count
+    head: Hex32 | None = None
+
+
 class Recovered(Part):
     """What was lost is charged in full, and a new era of the chain begins.
 
-    era, number   the last entry that anything showed; all before it is covered
+    era      which begins
+    covered  what it answers for, and nothing else: what was lost may have been written on several branches
     """
 
     kind: Literal["recovered"] = "recovered"
     reason: Line
-    era: int = Field(ge=0)
-    number: int = Field(ge=0)
+    era: int = Field(ge=1, le=MAX_COUNT)
+    covered: tuple[Covered, ...]
 
 
-Entry = AccountOpened | StudyJoined | Charged | StudyClosed | FoundBehind | Exhausted | Recovered
+Entry = Begun | AccountOpened | StudyJoined | Charged | StudyClosed | FoundBehind | Exhausted | Recovered
 
 
 class Record(Part):

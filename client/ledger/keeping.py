@@ -11,14 +11,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from client.ledger.book import Balance, Book, ChargeKey
-from client.ledger.entries import SALT_BYTES, Entry, FoundBehind, Record
-from common import errors
+from client.ledger.book import Balance, Book, ChargeKey, Head
+from client.ledger.entries import LEAST_CAP, NAME_BYTES, SALT_BYTES, Begun, Entry, Record
 from common.chain import START, Link, extend
-from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
 from common.study import Digest, Unit
 
@@ -26,25 +23,11 @@ Append = Callable[[Entry | None], None]
 """Writes one entry down; nothing for None."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Where a ledger's chain ends, as it travels with every signed reply (RULES 18).
-
-    era     rises with every recovery
-    number  of the last entry
-    digest  of the chain up to it
-    """
-
-    era: int
-    number: int
-    digest: Digest
-
-
 class Ledger(ABC):
     """Where a site writes down what it spends. Every change is durable when the call returns.
 
     clock    for the times that people read
-    entropy  source of the salts
+    entropy  source of its name and of the salts
     """
 
     def __init__(
@@ -58,6 +41,13 @@ class Ledger(ABC):
         self._book = Book()
         self._last: Link = START
         self._numbers: dict[Digest, int] = {START.digest: START.number}
+
+    @property
+    def name(self) -> str:
+        """Return the 64 random hex digits with which the chain begins."""
+        with self._lock:
+            assert self._book.ledger is not None, "a ledger begins when it is made"
+            return self._book.ledger
 
     def open_account(self, account: str, *, population: str, unit: Unit, epsilon: float, delta: float) -> None:
         """Open an account for a patient population; raises CSL-215 if there is one of this name.
@@ -99,16 +89,21 @@ class Ledger(ABC):
         with self._lock:
             return Head(self._book.era, self._last.number, self._last.digest)
 
-    def vouch(self, shown: Head) -> None:
-        """Check that a head which this site signed before is part of this chain; raises CSL-212 and writes that down.
+    def vouch(self, shown: Head | None) -> None:
+        """Check that nothing this site signed is missing here; raises CSL-212, and writes down what it was.
 
-        A head from before a recovery is covered by it if it is not beyond what the recovery knew.
+        shown  a head that this site signed before, if somebody kept one. One from before a recovery is covered by it
+               if it is not beyond what the recovery knew
+
+        Once something is missing this raises whatever is shown, so that nobody can ask what it was.
         """
         with self._appending() as append:
-            if self._numbers.get(shown.digest) == shown.number or self._book.covers(shown.era, shown.number):
-                return
-            append(FoundBehind(era=shown.era, number=shown.number, head=shown.digest))
-        raise ConsiliumError(errors.LEDGER_BEHIND, f"entry {shown.number} was signed and is not here")
+            if shown is not None and not self._holds(shown):
+                append(self._book.behind_by(shown))
+            self._book.check_whole()
+
+    def _holds(self, head: Head) -> bool:
+        return self._numbers.get(head.digest) == head.number or self._book.covers(head)
 
     @abstractmethod
     def _appending(self) -> AbstractContextManager[Append]:
@@ -132,10 +127,21 @@ class MemoryLedger(Ledger):
     A study that asks for an account which does not exist has it opened, as large as the study needs.
     """
 
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        super().__init__(clock=clock, entropy=entropy)
+        with self._appending() as append:
+            append(Begun(ledger=entropy(NAME_BYTES).hex()))
+
     def join(self, account: str, study: Digest, plan: PrivacyPlan) -> None:
         """Commit a study; see :class:`Ledger`."""
         if account not in {balance.account for balance in self.balances()}:
-            self.open_account(account, population="simulated", unit=plan.unit, epsilon=plan.epsilon(), delta=plan.delta)
+            epsilon = max(plan.epsilon(), LEAST_CAP)
+            self.open_account(account, population="simulated", unit=plan.unit, epsilon=epsilon, delta=plan.delta)
         super().join(account, study, plan)
 
     @contextmanager

@@ -1,8 +1,9 @@
 """Recovering a ledger that was damaged, lost its end, or was put back from an older copy: the worst case is charged.
 
 Kept is the longest part of the chain that verifies. Every study in it, or known to the anchor, is charged in full. What
-neither knows can only be guessed at: where the anchor is missing, changed, or itself older than what the site signed,
-all that is left of every account is charged too. The file that was found stays beside the new one.
+neither knows can only be guessed at: where the anchor is missing or changed, does not know all that the file or the
+operator shows, or is of another branch, all that is left of every account is charged too. The file that was found
+stays beside the new one.
 """
 
 from __future__ import annotations
@@ -13,41 +14,51 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from client.ledger.anchor import Anchor, read_anchor, sync_folder
+from client.ledger.anchor import Anchor, read_anchor
 from client.ledger.book import Book
-from client.ledger.entries import SALT_BYTES, Entry, Exhausted, Record, Recovered
-from client.ledger.keeping import Head
-from client.ledger.store import (
-    check_pages,
-    coded,
-    create,
-    default_anchor,
-    engine,
-    locked,
-    migrate,
-    read_links,
-    write_link,
+from client.ledger.entries import (
+    MAX_COUNT,
+    NAME_BYTES,
+    SALT_BYTES,
+    Begun,
+    Covered,
+    Entry,
+    Exhausted,
+    FoundBehind,
+    Record,
+    Recovered,
 )
+from client.ledger.files import coded, copied, create, located, locked, sync_folder, unchanging
+from client.ledger.store import check_pages, engine, migrate, read_links, write_link
 from common import errors
 from common.chain import START, Link, extend, sound
-from common.errors import ConsiliumError
+from common.errors import ConsiliumError, Fault
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """What is left of a ledger.
 
-    links    the longest part of the chain that verifies
-    entries  what stands in it
-    anchor   None where there is none that can be believed
-    reason   why a recovery is needed; empty where none is
+    links     the longest part of the chain that verifies
+    entries   what stands in it
+    newest    the highest number of any row, whether it verifies or not
+    anchor    as it was read; None where there is none that can be
+    believed  whether the anchor knows all that may have been lost
+    behind    what was signed and is not here, as far as chain and anchor remember
+    reason    why a recovery is needed; empty where none is
+    fault     CSL-211 where something is not what was written, CSL-212 where it is only older
     """
 
     links: tuple[Link, ...]
     entries: tuple[Entry, ...]
+    newest: int
     anchor: Anchor | None
+    believed: bool
+    behind: FoundBehind | None
     reason: str
+    fault: Fault
 
     @property
     def last(self) -> Link:
@@ -56,30 +67,16 @@ class Found:
 
 
 def inspect(path: Path, anchor: Path | None = None) -> Found:
-    """Read a ledger without changing it, whatever state it is in.
+    """Read a ledger without changing a byte of its files, whatever state it is in.
 
-    Raises CSL-212 where there is neither ledger nor anchor.
+    Raises CSL-212 where there is neither ledger nor anchor, CSL-213, CSL-214 where one cannot be read, CSL-217 where
+    the anchor is another ledger's.
     """
-    where = anchor or default_anchor(path)
-    if not path.exists() and not where.exists():
-        raise ConsiliumError(errors.LEDGER_BEHIND, f"neither {path} nor {where} is there")
-    rows, reasons = _rows(path)
-    links, entries = _verified(rows)
-    if len(links) < len(rows):
-        reasons.append(f"entry {len(links) + 1} is not what was written")
-    try:
-        believed = read_anchor(where)
-        if believed is None:
-            reasons.append("the anchor is missing")
-    except ConsiliumError as error:
-        believed = None
-        reasons.append(error.detail)
-    if believed is not None and believed.head not in {START.digest, *(link.digest for link in links)}:
-        reasons.append(f"the anchor knows entry {believed.number}, the chain ends with {len(links)}")
-    if (behind := Book(entries).behind) is not None:
-        reasons.append(f"entry {behind.number} was signed and is not here")
-        believed = None
-    return Found(links, entries, believed, "; ".join(reasons))
+    path, where = located(path, anchor)
+    with coded(path), TemporaryDirectory() as folder:
+        with unchanging(path):
+            taken = _taken(path, where, Path(folder))
+        return _found(taken)
 
 
 def recover(
@@ -90,9 +87,10 @@ def recover(
     Raises what :func:`inspect` raises, CSL-213 and CSL-214. A kill at any point leaves a ledger that is charged in
     full, or one that still says that it must be recovered.
     """
-    where = anchor or default_anchor(path)
+    path, where = located(path, anchor)
     with locked(path):
-        found = inspect(path, where)
+        with coded(path), TemporaryDirectory() as folder:
+            found = _found(_taken(path, where, Path(folder)))
         if not found.reason:
             return found
         added = worst_case(found)
@@ -104,21 +102,15 @@ def recover(
         fresh = path.with_name(path.name + ".recovered")
         _write(fresh, links)
         # The anchor first: a kill between here and the exchange finds the old file behind it, and recovers once more.
-        head = Head(Book((*found.entries, *added)).era, links[-1].number, links[-1].digest)
-        Anchor.of(head, (*found.entries, *added)).write(where)
+        Anchor.of(links[-1], Book((*found.entries, *added))).write(where)
         _exchange(path, fresh)
     return found
 
 
 def worst_case(found: Found) -> tuple[Entry, ...]:
     """Return the entries that follow what was found and charge all that may have been spent."""
-    book, kept = Book(found.entries), found.anchor
-    accounts = {balance.account: balance for balance in book.balances()}
-    joined = {(name, study.study) for name, balance in accounts.items() for study in balance.studies}
-    lost: list[Entry] = []
-    if kept is not None:
-        lost += [account for account in kept.accounts if account.account not in accounts]
-        lost += [study for study in kept.studies if (study.account, study.study) not in joined]
+    book = Book(found.entries)
+    lost = _known_to_the_anchor(book, found.anchor)
     after = Book((*found.entries, *lost))
     full: list[Entry] = [
         Exhausted(account=balance.account, study=study.study)
@@ -126,28 +118,123 @@ def worst_case(found: Found) -> tuple[Entry, ...]:
         for study in balance.studies
         if not study.exhausted
     ]
-    if kept is None:
-        full += [Exhausted(account=balance.account) for balance in after.balances()]
-    else:
-        full += [
-            entry for entry in kept.exhausted if entry.study is None and not after.balance(entry.account).exhausted
-        ]
-    shown = [(book.era, found.last.number)]
-    shown += [(kept.era, kept.number)] if kept is not None else []
-    shown += [(book.behind.era, book.behind.number)] if book.behind is not None else []
-    era, number = max(shown)
-    return (*lost, *full, Recovered(reason=found.reason[:500], era=era, number=number))
+    known = found.anchor.spent if found.anchor is not None else ()
+    full += [
+        Exhausted(account=balance.account)
+        for balance in after.balances()
+        if not balance.exhausted and (balance.account in known or not found.believed)
+    ]
+    return (*lost, *full, _recovered(book, found))
 
 
-def _rows(path: Path) -> tuple[list[Link], list[str]]:
-    """Return the rows that can still be read, and why not all could."""
-    if not path.exists():
-        return [], ["the ledger is missing"]
-    made = engine(path, reading=True)
-    rows: list[Link] = []
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What was taken of a ledger's files while nobody wrote in them; verifying it keeps no site waiting.
+
+    copy     of the database; None where there is none
+    kept     the anchor, if there is one and it is what was written
+    changed  what is wrong with an anchor that is not
+    """
+
+    path: Path
+    where: Path
+    copy: Path | None
+    kept: Anchor | None
+    changed: str
+
+
+def _taken(path: Path, where: Path, folder: Path) -> _Taken:
+    if not path.exists() and not where.exists():
+        raise ConsiliumError(errors.LEDGER_BEHIND, f"neither {path} nor {where} is there")
+    kept, changed = None, ""
+    # The anchor first: it is written last, so that rows read after it hold what it names even beside a writer.
     try:
-        with coded(path), made.connect() as connection:
-            while batch := read_links(connection, len(rows) + 1, at_most=1000):
+        kept = read_anchor(where)
+    except ConsiliumError as error:
+        if error.fault is not errors.LEDGER_DAMAGED:
+            raise
+        changed = error.detail
+    return _Taken(path, where, copied(path, folder), kept, changed)
+
+
+def _found(taken: _Taken) -> Found:
+    kept, older = taken.kept, list[str]()
+    rows, damage = _rows(taken)
+    links, entries = _verified(rows)
+    if taken.copy is None:
+        older.append("the ledger is missing")
+    if len(links) < len(rows):
+        damage.append(f"entry {len(links) + 1} is not what was written")
+    if taken.changed:
+        damage.append(taken.changed)
+    elif kept is None:
+        older.append("the anchor is missing")
+    book, newest = Book(entries), max((row.number for row in rows), default=START.number)
+    behind, believed = book.behind, False
+    if kept is not None:
+        if book.ledger not in (None, kept.ledger):
+            raise ConsiliumError(errors.LEDGER_ANCHOR, str(taken.where))
+        goes_on = kept.head in {START.digest, *(link.digest for link in links)}
+        if not goes_on:
+            older.append(f"the anchor knows entry {kept.number}, the chain ends with {len(links)}")
+            behind = _furthest(book.behind, kept.behind)
+        another_branch = not goes_on and kept.number <= len(links)
+        later_rows = len(links) < len(rows) and newest > kept.number
+        believed = not (behind or kept.behind or another_branch or later_rows)
+    if behind is not None:
+        older.append(f"entry {behind.number} was signed and is not here")
+    # A folder's name may hold bytes that are no text.
+    reason = "; ".join((*damage, *older)).encode("utf-8", "backslashreplace").decode()
+    fault = errors.LEDGER_DAMAGED if damage else errors.LEDGER_BEHIND
+    return Found(links, entries, newest, kept, believed, behind, reason, fault)
+
+
+def _known_to_the_anchor(book: Book, anchor: Anchor | None) -> tuple[Entry, ...]:
+    """Return what an anchor, believed or not, adds to the entries that are left: its name, accounts and studies."""
+    lost: list[Entry] = []
+    if book.ledger is None:
+        lost.append(Begun(ledger=os.urandom(NAME_BYTES).hex() if anchor is None else anchor.ledger))
+    if anchor is not None:
+        accounts = {entry.account for entry in book.accounts()}
+        joined = {(entry.account, entry.study) for entry in book.studies()}
+        lost += [entry for entry in anchor.accounts if entry.account not in accounts]
+        lost += [entry for entry in anchor.studies if (entry.account, entry.study) not in joined]
+    return tuple(lost)
+
+
+def _recovered(book: Book, found: Found) -> Recovered:
+    """Return the entry that begins a new era, and says what it answers for.
+
+    With an anchor that is believed, that is what lies between the end of the chain here and the end that it knows. All
+    of every account answers for more: for every entry up to those that anything showed, on whatever branch.
+    """
+    ends = {book.era: found.newest}
+    kept = found.anchor
+    for era, number in ((one.era, one.number) for one in (kept, found.behind) if one is not None):
+        ends[era] = max(number, ends.get(era, 0))
+    if not found.believed:
+        covered = [Covered(era=era, above=0, number=min(number, MAX_COUNT)) for era, number in sorted(ends.items())]
+    elif kept is not None and kept.number > found.last.number:
+        covered = [Covered(era=kept.era, above=found.last.number, number=kept.number, head=kept.head)]
+    else:
+        covered = []
+    return Recovered(reason=found.reason[:500], era=max(ends) + 1, covered=tuple(covered))
+
+
+def _furthest(*missing: FoundBehind | None) -> FoundBehind | None:
+    known = [one for one in missing if one is not None]
+    return max(known, key=lambda one: (one.era, one.number), default=None)
+
+
+def _rows(taken: _Taken) -> tuple[list[Link], list[str]]:
+    """Return the rows that can still be read, and why not all could."""
+    rows: list[Link] = []
+    if taken.copy is None:
+        return rows, []
+    made = engine(taken.copy)
+    try:
+        with coded(taken.path), made.connect() as connection:
+            while batch := read_links(connection, rows[-1].number + 1 if rows else 1, at_most=1000):
                 rows += batch
             check_pages(connection)
     except ConsiliumError as error:

@@ -7,10 +7,7 @@ chain is verified when the file is opened, its end before every change.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,20 +15,17 @@ from pathlib import Path
 from typing import Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
-from client.ledger.anchor import STANDING, Anchor, read_anchor, sync_folder
-from client.ledger.entries import Entry, Record
+from client.ledger.anchor import Anchor, read_anchor
+from client.ledger.entries import NAME_BYTES, Begun, Entry, Record
+from client.ledger.files import WAIT_SECONDS, coded, create, located, locked
 from client.ledger.keeping import Append, Ledger
-from client.sqlite_faults import FileFaults
 from common import errors
 from common.chain import Link, extend
 from common.errors import ConsiliumError
 from common.study import Digest
 
 SCHEMA = "0001"
-_WAIT_SECONDS = 30.0
-_POLL_SECONDS = 0.02
 
 
 class SqliteLedger(Ledger):
@@ -43,7 +37,8 @@ class SqliteLedger(Ledger):
 
     Raises CSL-211 if a byte changed or an entry is missing, CSL-212 if the anchor shows more than the file holds or is
     missing itself, CSL-213 if another process writes for too long, CSL-214 if the disk refuses, CSL-216 for a newer
-    schema. The same holds for every call; one that raised may have charged, and has never charged less.
+    schema, CSL-217 for an anchor of another ledger. The same holds for every call; one that raised may have charged,
+    and has never charged less.
     """
 
     def __init__(
@@ -54,8 +49,8 @@ class SqliteLedger(Ledger):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__(clock=clock)
-        self.path, self.anchor = path, anchor or default_anchor(path)
-        self._standing: list[Entry] = []
+        self.path, self.anchor = located(path, anchor)
+        path = self.path
         with self._exclusive(), coded(path):
             if not path.exists() and self.anchor.exists():
                 raise ConsiliumError(errors.LEDGER_BEHIND, f"{path} is missing and its anchor is here")
@@ -65,8 +60,9 @@ class SqliteLedger(Ledger):
             with self._exclusive(), coded(path), self._engine.begin() as connection:
                 check_pages(connection)
                 migrate(connection)
-            with self._appending():
-                pass
+            with self._appending() as append:
+                if not self._last.number:
+                    append(Begun(ledger=self._drawn()))
         except BaseException:
             self._engine.dispose()
             raise
@@ -80,6 +76,14 @@ class SqliteLedger(Ledger):
     def close_file(self) -> None:
         """Let go of the file."""
         self._engine.dispose()
+
+    def _drawn(self) -> str:
+        """Return the name of a new chain: in the anchor first, so that what a crash leaves can be gone on with."""
+        kept = read_anchor(self.anchor)
+        if kept is None:
+            kept = Anchor(ledger=self._entropy(NAME_BYTES).hex())
+            kept.write(self.anchor)
+        return kept.ledger
 
     @contextmanager
     def _appending(self) -> Iterator[Append]:
@@ -114,22 +118,21 @@ class SqliteLedger(Ledger):
     def _compare_anchor(self) -> None:
         """Refuse a file that does not hold what its anchor has seen; move an anchor on that a crash left behind."""
         kept = read_anchor(self.anchor)
-        if kept is None and self._last.number:
-            raise ConsiliumError(errors.LEDGER_BEHIND, f"{self.anchor}: the anchor is missing")
-        if kept is not None and self._numbers.get(Digest(kept.head)) != kept.number:
+        if kept is None:
+            if self._last.number:
+                raise ConsiliumError(errors.LEDGER_BEHIND, f"{self.anchor}: the anchor is missing")
+            return
+        if self._book.ledger not in (None, kept.ledger):
+            raise ConsiliumError(errors.LEDGER_ANCHOR, str(self.anchor))
+        if self._numbers.get(Digest(kept.head)) != kept.number:
             raise ConsiliumError(
                 errors.LEDGER_BEHIND, f"{self.path} ends with entry {self._last.number}, its anchor knows {kept.number}"
             )
-        if kept is None or kept.head != self._last.digest:
+        if kept.head != self._last.digest:
             self._write_anchor()
 
     def _write_anchor(self) -> None:
-        Anchor.of(self.head(), self._standing).write(self.anchor)
-
-    def _take(self, link: Link, entry: Entry) -> None:
-        super()._take(link, entry)
-        if isinstance(entry, STANDING):
-            self._standing.append(entry)
+        Anchor.of(self._last, self._book).write(self.anchor)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -138,52 +141,21 @@ class SqliteLedger(Ledger):
             yield
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a ledger against every other process; raises CSL-213 where another holds it for too long."""
-    with coded(path):
-        handle = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ConsiliumError(errors.LEDGER_LOCKED, str(path)) from error
-                time.sleep(_POLL_SECONDS)
-        yield
-    finally:
-        os.close(handle)
-
-
-def default_anchor(path: Path) -> Path:
-    """Return where a ledger's anchor is if nothing else is said."""
-    return path.with_name(path.name + ".anchor")
-
-
-def engine(path: Path, *, reading: bool = False) -> sa.Engine:
-    """Return an engine with one connection, whose transactions are immediate and whose commits are synced.
-
-    reading  for those who only look: their transactions wait for nobody and cannot write
-    """
+def engine(path: Path) -> sa.Engine:
+    """Return an engine with one connection, whose transactions are immediate and whose commits are synced."""
 
     def connect() -> sqlite3.Connection:
         # Whoever closes the file last brings its log in, outside our lock: others wait for that.
-        made = sqlite3.connect(path, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
-        if reading:
-            made.execute("PRAGMA query_only = ON")
-        else:
-            made.execute("PRAGMA journal_mode = WAL")
-            made.execute("PRAGMA synchronous = FULL")
+        made = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+        made.execute("PRAGMA journal_mode = WAL")
+        made.execute("PRAGMA synchronous = FULL")
         return made
 
     made = sa.create_engine("sqlite://", creator=connect, poolclass=sa.StaticPool)
 
     @sa.event.listens_for(made, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return made
 
@@ -239,28 +211,4 @@ def check_pages(connection: sa.Connection) -> None:
         raise ConsiliumError(errors.LEDGER_DAMAGED, str(state))
 
 
-def create(path: Path) -> bool:
-    """Make the file with mode 0600, or narrow the mode of the one that is there; returns whether it was made."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        path.chmod(0o600)
-        return False
-    sync_folder(path.parent)
-    return True
-
-
-@contextmanager
-def coded(path: Path) -> Iterator[None]:
-    """Turn what SQLAlchemy, SQLite and the file system say into coded errors."""
-    with _FAULTS.coded(path):
-        try:
-            yield
-        except DBAPIError as error:
-            if isinstance(error.orig, sqlite3.Error):
-                raise error.orig from error
-            raise
-
-
-_FAULTS = FileFaults(errors.LEDGER_LOCKED, errors.LEDGER_UNWRITABLE, errors.LEDGER_DAMAGED)
 _ENTRIES = sa.table("entry", sa.column("number"), sa.column("digest"), sa.column("body"))

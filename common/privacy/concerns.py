@@ -94,13 +94,15 @@ def _of_the_budget(study: Study, plan: PrivacyPlan) -> Iterator[tuple[str, str]]
         yield (
             "charges",
             f"the budget covers {charges:,} sums where {rounds:,} are planned, which alone would spend epsilon "
-            f"{planned:.3g}. A charge above the rounds pays for one repeated attempt; agree to as many as needed.",
+            f"{planned:.3g}. A charge above the rounds pays for one repeated attempt, or for one crash of a site "
+            "between charge and reply; agree to as many as needed.",
         )
     if charges == rounds and study.kind is Kind.DEPLOYMENT:
         yield (
             "charges",
-            "the budget covers the planned sums and no repeated attempt: after one aborted sum, no site may still pay "
-            "for the last round. Agree to a few charges more than rounds.",
+            "the budget covers the planned sums and no repeated attempt: after one aborted sum no site can still pay "
+            "for the last round, nor can a site that crashed between charge and reply. Agree to a few charges more "
+            "than rounds.",
         )
     if stated > _SPARE_EPSILON * plan.epsilon():
         yield (

@@ -70,8 +70,8 @@ times that band; never a count |
 closed before its first charge gives them back; after one charge all of them count as spent.
 - A charge is one update of {steps_per_charge} step(s) for one model, one attempt and one cohort. {rounds} sums are \
 planned and {charges} charges allowed, so {spare} may be repeated; then the site refuses.
-- An attempt that is aborted after a site has computed stays charged there, and asking again is another charge. \
-The very same request after a crash is not: it gets the same reply.
+- An attempt that is aborted after a site has charged for it stays charged there, and asking again is another charge; \
+so is what replaces a request that a site's crash left unanswered. One that was answered gets the same reply, free.
 - The account is a patient population that the hospital names, not a file. Inside this study every parameter was \
 fixed at signing, and one accountant composes all of it. Across studies on one account epsilons and deltas add.
 
@@ -93,7 +93,7 @@ fixed at signing, and one accountant composes all of it. Across studies on one a
 | number of units, examples, batch sizes, losses | never sent |
 | a record that cannot be read, a gradient that is not finite | counts as zero; it stops nothing |
 | weight of a site in the mean | a public band, signed in the study before any data were read |
-| where the ledger ends, in each reply | a digest and a sealed number, which nobody else can read |
+| where the ledger ends, in each reply | encrypted anew for this site alone; always of one length |
 | learning rate, clip norm, rounds and other settings | signed in the study; how they were chosen is outside \
 this guarantee |
 

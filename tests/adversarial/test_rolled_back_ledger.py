@@ -6,6 +6,7 @@ it opens an epoch, and the operator sees a site that is unavailable and no reaso
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from flwr.app import Message
 
 from client.ledger import MemoryLedger, SqliteLedger
-from client.ledger.recovery import recover
+from client.ledger.recovery import inspect, recover
+from client.ledger.witness import Witness
 from client.site import Site
 from common.identity import SiteId
 from common.link.records import from_records
@@ -147,22 +149,74 @@ def test_an_operator_that_makes_a_head_up_or_swaps_two_sites_heads_stops_nobody_
         assert all(SITE in record.survivors for record in outcome.rounds)
 
 
+def test_a_head_of_the_sites_trial_ledger_shown_to_its_real_one_is_refused_and_costs_nothing(
+    path: Path, tmp_path: Path
+) -> None:
+    """Two ledgers of one site: an operator that replays what it kept of the first burns no account of the second."""
+    made = federation(7, **CHANGES)
+    trial = tmp_path / "trial.sqlite"
+    with SqliteLedger(trial) as ledger:
+        ledger.open_account("default", population="p", unit=Unit.RECORD, epsilon=150.0, delta=1e-3)
+    with start(made, trial):
+        made.run()
+    with start(made, path) as ledger:
+        head = ledger.head()
+        again(made)
+        outcome = made.run()
+        assert all(SITE not in record.survivors for record in outcome.rounds)
+        assert any("CSL-130" in incident for incident in made.sites[SITE].log.incidents)
+        assert ledger.head() == head
+        assert ledger.balances()[0].epsilon_remaining > 0.0
+    assert inspect(path).reason == ""
+
+
+def test_a_site_that_was_found_behind_opens_no_epoch_whatever_is_shown_to_it(path: Path, tmp_path: Path) -> None:
+    """Else its answers with and without an old head would tell the operator the reason (RULES 14)."""
+    made = federation(7, **CHANGES)
+    with start(made, path):
+        pass
+    shutil.copytree(path.parent, tmp_path / "snapshot")
+    with start(made, path):
+        made.run()
+    rolled_back(path, tmp_path / "snapshot")
+    kept = made.coordinator._witnessed[SITE]
+    with start(made, path) as ledger:
+        for shown in (kept, None, Witness(made.signed.sites[SITE], ledger.name, os.urandom).seal(ledger.head())):
+            again(made)
+            made.coordinator._witnessed = {} if shown is None else {SITE: shown}
+            answered: list[str] = []
+            made.run(tap=lambda reply, seen=answered: note(reply, seen))  # type: ignore[misc]
+            assert Stage.IDENTIFY.value in answered
+            assert Stage.KEYS.value not in answered
+
+
+def note(reply: Message, seen: list[str]) -> None:
+    """Remember which stages the site answered."""
+    if not reply.has_error() and b'"sender":"site-000"' in from_records(reply.content).header:
+        seen.append(reply.metadata.message_type)
+
+
 def test_every_reply_carries_where_the_ledger_ends_and_nothing_that_counts(path: Path) -> None:
     made = federation(7, **CHANGES)
     replies: list[Message] = []
     with start(made, path) as ledger:
+        witness = Witness(made.signed.sites[SITE], ledger.name, os.urandom)
         made.run(tap=replies.append)
-        heads = set(ledger._numbers)
-        numbers = set(ledger._numbers.values())
-    seen = set()
+        heads = dict(ledger._numbers)
+    seen, parts = set(), list[bytes]()
     for message in replies:
         sealed = from_records(message.content)
         part = sealed.parts[LEDGER_PART]
         assert len(part) == LEDGER_BYTES
+        parts.append(part)
         if b'"sender":"site-000"' in sealed.header:
-            assert part[:32].hex() in heads
-            seen.add(part[:32])
-            assert not any(number.to_bytes(8, "big") in part[32:] for number in numbers)
+            head = witness.open(part)
+            assert heads[head.digest] == head.number
+            seen.add(head)
+            assert not any(bytes.fromhex(digest)[:4] in part for digest in heads)
+            assert not any(number.to_bytes(8, "big") in part for number in heads.values())
     stages = {message.metadata.message_type for message in replies}
     assert {stage.value for stage in (Stage.IDENTIFY, Stage.KEYS, Stage.FIT, Stage.COUNTS)} <= stages
     assert len(seen) == 1 + 4
+    # No reply's part shares its nonce or its first sealed bytes with another's, of this site or of any other.
+    assert len({part[:12] for part in parts}) == len({part[12:24] for part in parts}) == len(parts)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.ledger import SqliteLedger
-from client.ledger.store import default_anchor
+from client.ledger.files import default_anchor
 from common import agreement
 from common.privacy.plan import PrivacyPlan
 from common.study import Digest
@@ -76,8 +76,8 @@ def test_show_draws_the_budgets(ledger: Path, tmp_path: Path) -> None:
 
 def test_verify_passes_a_sound_ledger_and_names_what_is_wrong_with_another(ledger: Path) -> None:
     result = run("ledger", "verify", "--ledger", ledger)
-    assert (result.exit_code, result.stdout.startswith("sound: 4 entries")) == (0, True)
-    change(ledger, *UNLOCKED, "UPDATE entry SET body = x'7b7d' WHERE number = 3")
+    assert (result.exit_code, result.stdout.startswith("sound: 5 entries")) == (0, True)
+    change(ledger, *UNLOCKED, "UPDATE entry SET body = x'7b7d' WHERE number = 4")
     refused(run("ledger", "verify", "--ledger", ledger), "CSL-211")
     refused(run("ledger", "show", "--ledger", ledger), "CSL-211")
     refused(run("ledger", "export", "--ledger", ledger), "CSL-211")
@@ -94,6 +94,7 @@ def test_export_writes_the_whole_chain(ledger: Path, tmp_path: Path) -> None:
     assert run("ledger", "export", "--ledger", ledger, "--out", out).exit_code == 0
     assert out.read_text() == run("ledger", "export", "--ledger", ledger).stdout
     assert [entry["record"]["entry"]["kind"] for entry in json.loads(out.read_text())["entries"]] == [
+        "ledger",
         "account",
         "study",
         "charge",
@@ -106,7 +107,7 @@ def test_recover_asks_first_and_then_charges_the_worst_case(ledger: Path) -> Non
     assert "nothing to recover" in run("ledger", "recover", "--ledger", ledger).stdout
     default_anchor(ledger).unlink()
     assert CliRunner().invoke(app, ["ledger", "recover", "--ledger", str(ledger)], input="n\n").exit_code == 1
-    refused(run("ledger", "verify", "--ledger", ledger), "CSL-211")
+    refused(run("ledger", "verify", "--ledger", ledger), "CSL-212")
     result = run("ledger", "recover", "--ledger", ledger, "--yes")
     assert (result.exit_code, "charged in full" in " ".join(result.stdout.split())) == (0, True)
     assert run("ledger", "verify", "--ledger", ledger).exit_code == 0
@@ -121,6 +122,25 @@ def test_open_makes_the_ledger_and_its_first_account_and_no_second_of_that_name(
     assert (balance.account, balance.epsilon, balance.unit.value) == ("oncology", 4.0, "patient")
     refused(run(*arguments), "CSL-215")
     refused(run(*arguments[:-3], -1, "--ledger", path), "CSL-201")
+
+
+@pytest.mark.parametrize("epsilon", ["1e-6", "0.3", "1e9"])
+def test_whatever_cap_was_opened_can_be_shown_and_drawn(tmp_path: Path, epsilon: str) -> None:
+    path, plot = tmp_path / "new.sqlite", tmp_path / "budget.svg"
+    run("ledger", "open", "a", "--population", "p", "--epsilon", epsilon, "--ledger", path)
+    result = run("ledger", "show", "--ledger", path, "--plot", plot)
+    assert result.exit_code == 0
+    assert f"of {float(epsilon):g} committed, {float(epsilon):.4f} left" in " ".join(result.stdout.split())
+    bars = [bar.get("width", "") for bar in ElementTree.fromstring(plot.read_text()).iter()]  # noqa: S314 - our own
+    assert not {"inf", "nan"} & set(bars)
+
+
+@pytest.mark.parametrize("epsilon", ["1e308", "1e999", "nan", "0", "1e-320"])
+def test_a_cap_out_of_range_is_refused_with_a_code(tmp_path: Path, epsilon: str) -> None:
+    path = tmp_path / "new.sqlite"
+    arguments = ("ledger", "open", "a", "--population", "p", "--epsilon", epsilon, "--ledger", path)
+    refused(run(*arguments), "CSL-201")
+    assert not path.exists()
 
 
 def test_the_ledger_may_be_named_by_the_environment(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +207,8 @@ def spent(desk: Desk, ledger: Path) -> tuple[object, ...]:
     return "--ledger", ledger, "--account", ACCOUNT
 
 
-def damaged(desk: Desk, ledger: Path) -> tuple[object, ...]:
-    change(ledger, *UNLOCKED, "DELETE FROM entry WHERE number = 4")
+def truncated(desk: Desk, ledger: Path) -> tuple[object, ...]:
+    change(ledger, *UNLOCKED, "DELETE FROM entry WHERE number = 5")
     return "--ledger", ledger, "--account", ACCOUNT
 
 
@@ -218,11 +238,20 @@ def expired(desk: Desk, ledger: Path) -> tuple[object, ...]:
     return ()
 
 
+def test_a_study_of_no_epsilon_at_all_can_be_paid_for(desk: Desk, ledger: Path) -> None:
+    privacy = {"noise_multiplier": 5000.0, "sampling_rate": 0.001, "delta": 1e-5, "max_charges": 4}
+    manifest = desk.signed.study.backbone.model_dump(mode="json")
+    desk.signed = desk.author(backbone=manifest, privacy=privacy, evaluation={"releases": 0})
+    right, said = desk.findings("--ledger", ledger, "--account", ACCOUNT)["budget"]
+    assert right
+    assert said.endswith("the study commits 0.0000")
+
+
 @pytest.mark.parametrize(
     ("spoil", "name", "code"),
     [
         (spent, "budget", "CSL-204"),
-        (damaged, "ledger", "CSL-211"),
+        (truncated, "ledger", "CSL-212"),
         (changed_backbone, "backbone", "CSL-302"),
         (overspent, "privacy", "CSL-203"),
         (simulated, "study", "CSL-108"),

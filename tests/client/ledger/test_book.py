@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,44 @@ def test_a_study_closed_before_any_charge_gives_back_what_it_committed(ledger: L
     joined(ledger)
     ledger.close(ACCOUNT, STUDY.digest)
     assert ledger.balances()[0].epsilon_committed == 0.0
+
+
+def test_a_study_is_paid_for_by_one_account(ledger: Ledger) -> None:
+    """Two would grant it twice the charges that were signed; a study that was closed unused may be moved."""
+    joined(ledger)
+    with_account(ledger, account="neurology")
+    refused("CSL-215", ledger, "join", "neurology", STUDY.digest, PLAN)
+    ledger.close(ACCOUNT, STUDY.digest)
+    ledger.join("neurology", STUDY.digest, PLAN)
+    refused("CSL-215", ledger, "join", ACCOUNT, STUDY.digest, PLAN)
+    for instance in range(PLAN.max_charges):
+        refused("CSL-215", ledger, "charge", charge(instance))
+        ledger.charge(replace(charge(instance), account="neurology"))
+    ledger.close("neurology", STUDY.digest)
+    with_account(ledger, account="oncology")
+    refused("CSL-215", ledger, "join", "oncology", STUDY.digest, PLAN)
+    assert len(ledger.charges(STUDY.digest)) == PLAN.max_charges
+
+
+def test_a_study_that_costs_no_epsilon_is_joined_and_pays_with_its_delta(ledger: Ledger) -> None:
+    """With so much noise that delta covers everything the accountant finds an epsilon of exactly 0."""
+    plan = replace(
+        PLAN, noise_multiplier=5000.0, sampling_rate=1e-3, max_charges=4, evaluation_releases=0, delta=DELTA / 2
+    )
+    assert plan.epsilon() == 0.0
+    with_account(ledger)
+    for study in (STUDY.digest, OTHER):
+        ledger.join(ACCOUNT, study, plan)
+    assert ledger.balances()[0].epsilon_remaining == EPSILON
+    refused("CSL-204", ledger, "join", ACCOUNT, Digest("0c" * 32), plan)
+    MemoryLedger().join("simulated", STUDY.digest, plan)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, 1e-320, 1e308, math.inf, math.nan])
+def test_a_cap_that_no_epsilon_can_be_compared_with_is_refused(ledger: Ledger, epsilon: float) -> None:
+    with pytest.raises(ConsiliumError) as caught:
+        ledger.open_account(ACCOUNT, population="p", unit=Unit.RECORD, epsilon=epsilon, delta=1e-5)
+    assert caught.value.code == "CSL-215"
 
 
 @given(noises=st.lists(st.floats(1.0, 20.0), min_size=1, max_size=12))

@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 
 from client.ledger import SqliteLedger
-from client.ledger.keeping import Head
-from client.ledger.recovery import inspect, recover
-from client.ledger.store import default_anchor
-from client.ledger.witness import Witness
+from client.ledger.book import Head
+from client.ledger.files import default_anchor
+from client.ledger.recovery import recover
 from common import errors
-from common.errors import ConsiliumError, Fault
-from common.identity import Identity
-from common.payloads import LEDGER_BYTES
+from common.errors import ConsiliumError
 from common.study import Digest
 from tests.client.ledger.test_store import UNLOCKED, change, refused
 from tests.ledgers import ACCOUNT, DELTA, EPSILON, PLAN, STUDY, charge, joined, opened, with_account
@@ -78,7 +75,7 @@ def test_after_an_old_backup_what_the_anchor_knows_is_charged_in_full(path: Path
         ledger.charge(charge(1, study=OTHER))
     put_back(tmp_path / "backup", path)
     refused(errors.LEDGER_BEHIND, lambda: opened(path))
-    assert "the anchor knows entry 5" in recover(path).reason
+    assert "the anchor knows entry 6" in recover(path).reason
     with opened(path) as ledger:
         in_full(ledger, STUDY.digest, OTHER)
         (balance,) = ledger.balances()
@@ -128,10 +125,10 @@ def test_the_longest_part_that_verifies_is_kept_and_the_old_file_too(path: Path)
         joined(ledger)
         for instance in (1, 2, 3):
             ledger.charge(charge(instance))
-    change(path, *UNLOCKED, "UPDATE entry SET body = x'7b7d' WHERE number = 4")
+    change(path, *UNLOCKED, "UPDATE entry SET body = x'7b7d' WHERE number = 5")
     before = path.read_bytes()
     found = recover(path)
-    assert len(found.links) == 3
+    assert len(found.links) == 4
     assert path.with_name("ledger.sqlite.set-aside-1").read_bytes() == before
     with opened(path) as ledger:
         assert ledger.charges(STUDY.digest) == (charge(1),)
@@ -187,7 +184,7 @@ def test_after_a_recovery_only_what_it_covered_is_vouched_for(path: Path) -> Non
         ledger.charge(charge(1))
         ledger.charge(charge(2))
         covered = ledger.head()
-    change(path, *UNLOCKED, "DELETE FROM entry WHERE number > 2")
+    change(path, *UNLOCKED, "DELETE FROM entry WHERE number > 3")
     recover(path)
     beyond = Head(covered.era, covered.number + 1, Digest("ee" * 32))
     ahead = Head(covered.era + 1, 2, Digest("ef" * 32))
@@ -199,14 +196,41 @@ def test_after_a_recovery_only_what_it_covered_is_vouched_for(path: Path) -> Non
     recover(path)
     with opened(path) as ledger:
         ledger.vouch(covered)
-        ledger.vouch(beyond)
+        ledger.vouch(ahead)
+        refused(errors.LEDGER_BEHIND, lambda: ledger.vouch(beyond))
+
+
+def test_nothing_missing_is_written_down_twice_and_the_furthest_is_kept(path: Path, tmp_path: Path) -> None:
+    """An operator that shows old heads again and again neither fills the file nor makes the loss look smaller."""
+    with opened(path) as ledger:
+        joined(ledger)
+    copies(path, tmp_path / "backup", anchor=True)
+    with opened(path) as ledger:
+        heads = []
+        for instance in range(1, 4):
+            ledger.charge(charge(instance))
+            heads.append(ledger.head())
+    put_back(tmp_path / "backup", path)
+    with opened(path) as ledger:
+        held = ledger.head()
+        shown: Head | None
+        for shown in (heads[1], *([heads[0], heads[1]] * 20), heads[2], heads[1]):
+            refused(errors.LEDGER_BEHIND, lambda shown=shown: ledger.vouch(shown))  # type: ignore[misc]
+        assert ledger.head().number == held.number + 2
+        for shown in (None, held, ledger.head()):
+            refused(errors.LEDGER_BEHIND, lambda shown=shown: ledger.vouch(shown))  # type: ignore[misc]
+        assert ledger.head().number == held.number + 2
+    recover(path)
+    with opened(path) as ledger:
+        for shown in (None, *heads):
+            ledger.vouch(shown)
 
 
 def test_recoveries_of_recoveries_never_give_back(path: Path, tmp_path: Path) -> None:
     with opened(path) as ledger:
         joined(ledger)
     copies(path, tmp_path / "first", anchor=False)
-    spent = 0.0
+    spent = (0.0, 0.0)
     for number in range(4):
         with opened(path) as ledger:
             if ledger.balances()[0].epsilon_remaining > PLAN.epsilon():
@@ -214,57 +238,9 @@ def test_recoveries_of_recoveries_never_give_back(path: Path, tmp_path: Path) ->
         put_back(tmp_path / "first", path)
         recover(path)
         with opened(path) as ledger:
-            assert ledger.balances()[0].epsilon_committed >= spent
-            spent = ledger.balances()[0].epsilon_committed
-    assert spent > 2 * PLAN.epsilon()
-    assert spent <= EPSILON
-    assert DELTA > 0
-
-
-def test_inspecting_changes_nothing(path: Path) -> None:
-    with opened(path) as ledger:
-        joined(ledger)
-    change(path, *UNLOCKED, "DELETE FROM entry WHERE number = 2")
-    before = {file.name: file.read_bytes() for file in path.parent.iterdir() if "-shm" not in file.name}
-    assert inspect(path).reason
-    after = {file.name: file.read_bytes() for file in path.parent.iterdir() if "-shm" not in file.name}
-    assert {name: body for name, body in after.items() if body} == {name: body for name, body in before.items() if body}
-
-
-SITE, STRANGER = Identity.generate(), Identity.generate()
-HEAD = Head(3, 1 << 40, Digest("5a" * 32))
-
-
-def witness(identity: Identity = SITE) -> Witness:
-    return Witness(identity, lambda size: b"\x07" * size)
-
-
-def test_a_site_opens_what_it_sealed_even_after_a_restart() -> None:
-    sealed = witness().seal(HEAD)
-    assert len(sealed) == LEDGER_BYTES
-    assert sealed.startswith(bytes.fromhex(HEAD.digest))
-    assert witness(Identity.from_private_bytes(SITE.private_bytes())).open(sealed) == HEAD
-
-
-def test_the_operator_reads_no_number_and_cannot_make_one_up() -> None:
-    sealed = witness().seal(HEAD)
-    assert HEAD.number.to_bytes(8, "big") not in sealed
-    for forged in (
-        witness(STRANGER).seal(HEAD),
-        bytes(32) + sealed[32:],
-        sealed[:-1],
-        b"",
-        *(sealed[:place] + bytes([sealed[place] ^ 1]) + sealed[place + 1 :] for place in range(LEDGER_BYTES)),
-    ):
-        fault: Fault = errors.MESSAGE_MALFORMED
-        refused(fault, lambda forged=forged: witness().open(forged))  # type: ignore[misc]
-
-
-def test_two_seals_of_one_head_tell_nothing_but_the_digest() -> None:
-    """Which charge a reply belongs to, or how many there were, is not in its bytes."""
-    import os
-
-    sealer = Witness(SITE, os.urandom)
-    first, second = sealer.seal(HEAD), sealer.seal(HEAD)
-    assert first[:32] == second[:32]
-    assert first[32:] != second[32:]
+            (balance,) = ledger.balances()
+            assert balance.epsilon_committed >= spent[0]
+            assert balance.delta_committed >= spent[1]
+            spent = balance.epsilon_committed, balance.delta_committed
+    assert 2 * PLAN.epsilon() < spent[0] <= EPSILON
+    assert 2 * PLAN.delta < spent[1] <= DELTA

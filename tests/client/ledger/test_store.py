@@ -18,8 +18,8 @@ import pytest
 
 from client.ledger import SqliteLedger
 from client.ledger.anchor import Anchor, read_anchor
+from client.ledger.files import default_anchor
 from client.ledger.recovery import inspect, recover
-from client.ledger.store import default_anchor
 from common import errors
 from common.errors import ConsiliumError, Fault
 from common.study import Digest, Unit
@@ -66,9 +66,9 @@ def test_what_was_charged_is_there_after_a_start(kept: Path) -> None:
     with opened(kept) as ledger:
         assert ledger.charges(STUDY.digest) == tuple(charge(instance) for instance in (1, 2, 3))
         assert ledger.balances()[0].epsilon_committed == PLAN.epsilon()
-        assert ledger.head().number == 5
+        assert ledger.head().number == 6
         ledger.charge(charge(2))
-        assert ledger.head().number == 5
+        assert ledger.head().number == 6
 
 
 def test_only_the_owner_may_read_it(path: Path) -> None:
@@ -99,7 +99,7 @@ def test_every_commit_is_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_file_itself_is_append_only(kept: Path) -> None:
-    for statement in ("UPDATE entry SET body = x'00' WHERE number = 4", "DELETE FROM entry WHERE number = 5"):
+    for statement in ("UPDATE entry SET body = x'00' WHERE number = 5", "DELETE FROM entry WHERE number = 6"):
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             change(kept, statement)
     opened(kept).close_file()
@@ -108,14 +108,16 @@ def test_the_file_itself_is_append_only(kept: Path) -> None:
 @pytest.mark.parametrize(
     "statements",
     [
-        ("UPDATE entry SET body = (SELECT body FROM entry WHERE number = 3) WHERE number = 4",),
-        ("UPDATE entry SET body = 'text' WHERE number = 4",),
-        ("UPDATE entry SET digest = '00' WHERE number = 5",),
-        ("DELETE FROM entry WHERE number = 5",),
-        ("DELETE FROM entry WHERE number = 3",),
+        ("UPDATE entry SET body = (SELECT body FROM entry WHERE number = 4) WHERE number = 5",),
+        ("UPDATE entry SET body = 'text' WHERE number = 5",),
+        ("UPDATE entry SET digest = '00' WHERE number = 6",),
+        ("DELETE FROM entry WHERE number = 6",),
+        ("DELETE FROM entry WHERE number = 4",),
+        ("DELETE FROM entry WHERE number = 1",),
         ("DELETE FROM entry",),
-        ("UPDATE entry SET number = 50 WHERE number = 5",),
-        ("INSERT INTO entry VALUES (6, '00', x'7b7d')",),
+        ("UPDATE entry SET number = 50 WHERE number = 6",),
+        ("UPDATE entry SET number = 1 << 60 WHERE number = 6",),
+        ("INSERT INTO entry VALUES (7, '00', x'7b7d')",),
         ("DROP TABLE entry",),
     ],
 )
@@ -129,11 +131,37 @@ def test_a_row_that_was_changed_taken_away_or_put_in_is_found(kept: Path, statem
 
 def test_a_chain_forged_to_hold_less_verifies_by_itself_and_not_against_the_anchor(kept: Path, tmp_path: Path) -> None:
     """Who can write the file can write a sound chain; the anchor, or the operator's witness, tells."""
+    anchor = read_anchor(default_anchor(kept))
+    assert anchor is not None
     forged = tmp_path / "forged.sqlite"
+    forged.touch()
+    Anchor(ledger=anchor.ledger).write(default_anchor(forged))
     with opened(forged) as ledger:
+        assert ledger.name == anchor.ledger
         joined(ledger)
     shutil.copy(forged, kept)
     refused(errors.LEDGER_BEHIND, lambda: opened(kept))
+
+
+def test_an_anchor_serves_no_other_ledger_and_no_recovery_writes_over_it(kept: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.sqlite"
+    with opened(other) as ledger:
+        joined(ledger)
+    before = default_anchor(kept).read_bytes()
+    for act in (opened, inspect, recover):
+        refused(errors.LEDGER_ANCHOR, lambda act=act: act(other, default_anchor(kept)))  # type: ignore[misc]
+    assert default_anchor(kept).read_bytes() == before
+
+
+def test_a_kill_between_the_first_anchor_and_the_first_entry_is_gone_on_from(path: Path) -> None:
+    path.touch()
+    Anchor(ledger="5a" * 32).write(default_anchor(path))
+    with opened(path) as ledger:
+        joined(ledger)
+        assert ledger.name == "5a" * 32
+    with opened(path) as ledger:
+        assert ledger.name == "5a" * 32
+    assert inspect(path).reason == ""
 
 
 def test_a_flipped_byte_is_found_or_changes_nothing(kept: Path) -> None:
@@ -186,7 +214,7 @@ def test_an_old_backup_put_back_under_a_running_process_is_found(path: Path) -> 
     with opened(path) as ledger:
         joined(ledger)
         ledger.charge(charge(1))
-        change(path, *UNLOCKED, "DELETE FROM entry WHERE number = 3")
+        change(path, *UNLOCKED, "DELETE FROM entry WHERE number = 4")
         refused(errors.LEDGER_DAMAGED, lambda: ledger.charge(charge(2)))
 
 
@@ -199,7 +227,7 @@ def test_a_ledger_without_its_anchor_or_an_anchor_without_its_ledger_is_refused(
 
 def test_an_anchor_that_was_changed_is_refused(kept: Path) -> None:
     anchor = default_anchor(kept)
-    anchor.write_bytes(anchor.read_bytes().replace(b'"number":5', b'"number":4'))
+    anchor.write_bytes(anchor.read_bytes().replace(b'"number":6', b'"number":5'))
     refused(errors.LEDGER_DAMAGED, lambda: opened(kept))
 
 
@@ -213,7 +241,7 @@ def test_an_anchor_that_a_crash_left_behind_is_moved_on(kept: Path) -> None:
         assert len(ledger.charges(STUDY.digest)) == 4
     moved = read_anchor(anchor)
     assert moved is not None
-    assert moved.number == 6
+    assert moved.number == 7
 
 
 def test_a_schema_that_is_not_known_here_is_refused(kept: Path) -> None:
@@ -387,7 +415,7 @@ def test_a_kill_between_any_two_statements_or_within_one_never_undercounts(path:
 
 
 def test_a_kill_in_the_middle_of_a_recovery_leaves_it_to_be_done_or_done_in_full(kept: Path, tmp_path: Path) -> None:
-    change(kept, *UNLOCKED, "UPDATE entry SET digest = '00' WHERE number = 5")
+    change(kept, *UNLOCKED, "UPDATE entry SET digest = '00' WHERE number = 6")
     survived = 0
     for steps in range(1, 400):
         folder = tmp_path / f"try-{steps}"

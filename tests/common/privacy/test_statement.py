@@ -39,7 +39,8 @@ ITEMS = {
     "composition within and across studies": r"one accountant composes all.*Across studies.*epsilons and deltas add",
     "account": r"a patient population that the hospital names",
     "charges against rounds": r"sums are planned and \d+ charges allowed",
-    "aborted attempts": r"aborted after a site has computed stays charged",
+    "aborted attempts": r"aborted after a site has charged for it stays charged",
+    "a crash": r"so is what replaces a request that a site's crash left unanswered",
     "trust model": r"the operator, all other sites together and the\s+network may be hostile",
     "who sees what": r"\*\*The operator and the other sites\*\* see one sum",
     "evaluation cells": r"\| cells of a release \|",
@@ -53,7 +54,7 @@ ITEMS = {
     "presence and timing": r"Whether a site takes part, when it answers, and how long it takes",
     "what joining costs": r"commits the epsilon and delta above to its account when it joins",
     "restored storage": r"put back to an older copy refuses to train.*spend twice what it then knows of",
-    "the ledger's head": r"where the ledger ends, in each reply \| a digest",
+    "the ledger's head": r"where the ledger ends, in each reply \| encrypted anew",
     "how settings were chosen": r"how they were chosen is outside",
     "refusals": r"told to the operator as `unavailable` and no more",
 }
