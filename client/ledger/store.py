@@ -23,10 +23,10 @@ from sqlalchemy.exc import DBAPIError
 from client.ledger.anchor import STANDING, Anchor, read_anchor, sync_folder
 from client.ledger.entries import Entry, Record
 from client.ledger.keeping import Append, Ledger
-from client.sqlite_faults import FileFaults
 from common import errors
 from common.chain import Link, extend
 from common.errors import ConsiliumError
+from common.sqlite_files import FileFaults
 from common.study import Digest
 
 SCHEMA = "0001"

@@ -42,6 +42,7 @@ from common.messages import Sealed, Stage
 from common.study import Unit
 from common.tasks import task_for
 from server.coordinator import Coordinator
+from server.witnesses import MemoryWitnesses
 from tests.encoders import WORDS, write_encoder
 from tests.federations import Federation, federation
 from tests.studies import NOW
@@ -194,9 +195,10 @@ def kill_until(kills: int, folder: Path, model: AdaptedModel, seed: int) -> Mort
     with SqliteLedger(folder / "ledger.sqlite") as ledger:
         ledger.open_account("default", population="p", unit=Unit.RECORD, epsilon=1e5, delta=0.01)
     victim = Mortal(served(made, model, folder), random.Random(seed), kills)
+    witnesses = MemoryWitnesses()
     checked = -1
     while victim.kills < kills or not victim.released:
-        coordinator = Coordinator(made.signed.agreement, made.signed.operator, model.read_vector())
+        coordinator = Coordinator(made.signed.agreement, made.signed.operator, model.read_vector(), witnesses=witnesses)
         apps = {made.node(name): site.app() for name, site in made.sites.items()} | {made.node(VICTIM): victim.app()}
         context = Context(run_id=RUN, node_id=OPERATOR_NODE, node_config={}, state=RecordDict(), run_config={})
         try:
