@@ -36,6 +36,7 @@ from common.payloads import LEDGER_PART, count_encoding, input_digest, parse_rou
 from common.privacy.plan import PrivacyPlan
 from common.secagg import Encoding, SiteSession, Ticket
 from common.secagg.journal import Journal
+from common.secagg.terms import Terms
 from common.stopwatch import Stopwatch
 
 _log = logging.getLogger("consilium.site")
@@ -71,9 +72,12 @@ class Site:
     agreement   the verified study with its approvals
     verified    peers whose fingerprints this site compared out of band (RULES 3)
     entropy     source of keys and shares; the operating system's, except in simulations
-    ledger      commits the study to the account here and now; every reply carries where its chain ends (RULES 18)
+    ledger      commits the study to the account, last of all; every reply carries where its chain ends (RULES 18)
     account     the patient population that the ledger charges
     journal     what the secure sums must not forget over a restart (RULES 5); in memory where None
+
+    Raises the coded error of whatever keeps the study from ever starting here (key, guarantee, expiry, encodings,
+    peers), and only then those of :meth:`Ledger.join`; one that raised has committed nothing.
     """
 
     def __init__(
@@ -98,7 +102,8 @@ class Site:
         self._study, self._digest = study, agreement.digest
         self._operator_key = parse_public_key(study.operator)
         self._workload, self._ledger, self._account, self._clock = workload, ledger, account, clock
-        ledger.join(account, agreement.digest, PrivacyPlan.for_site(study, site))
+        plan = PrivacyPlan.for_site(study, site)
+        plan.check_dimension(workload.dimension)
         self._witness = Witness(identity, entropy)
         self._vectors = vector_encoding(study, workload.dimension)
         self._counts = count_encoding(study)
@@ -111,9 +116,9 @@ class Site:
             witness=lambda: self._witness.seal(ledger.head()),
             write=self.log.egress.append,
         )
-        self._session = SiteSession.for_study(
-            study, identity, site, verified=verified, entropy=entropy, journal=journal
-        )
+        terms = Terms.from_study(study)
+        terms.check_reachable(site, verified)
+        self._session = SiteSession(terms, identity, site, verified=verified, entropy=entropy, journal=journal)
         self._replies: OrderedDict[bytes, Sealed] = OrderedDict()
         self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {
             Stage.IDENTIFY: self._identify,
@@ -127,6 +132,9 @@ class Site:
             Stage.COUNTS_VIEW: lambda request: self._protocol(self._session.view, request),
             Stage.COUNTS_UNMASK: lambda request: self._protocol(self._session.unmask, request),
         }
+        study.check_valid_at(clock())
+        # Last: a study that cannot start here must not take what it commits from the budget.
+        ledger.join(account, agreement.digest, plan)
 
     def app(self) -> ClientApp:
         """Return the Flower ClientApp that answers this site's stages."""
