@@ -285,6 +285,17 @@ def expired(desk: Desk, ledger: Path) -> tuple[object, ...]:
     return ()
 
 
+def unaccountable(desk: Desk, ledger: Path) -> tuple[object, ...]:
+    """So little noise, so often, that its epsilon would fill any memory before it was known."""
+    manifest = desk.signed.study.backbone.model_dump(mode="json")
+    desk.signed = desk.author(
+        backbone=manifest,
+        privacy={"epsilon": 1e30, "noise_multiplier": 0.05, "max_charges": 100},
+        training={"steps_per_round": 100_000},
+    )
+    return "--ledger", ledger, "--account", ACCOUNT
+
+
 def outside(desk: Desk, ledger: Path) -> tuple[object, ...]:
     """A block that ends behind the last coordinate of the update: such a study can never start."""
     del ledger
@@ -299,6 +310,8 @@ def outside(desk: Desk, ledger: Path) -> tuple[object, ...]:
     ("spoil", "name", "code"),
     [
         (outside, "encoding", "CSL-408"),
+        (unaccountable, "privacy", "CSL-201"),
+        (unaccountable, "budget", "CSL-201"),
         (spent, "budget", "CSL-204"),
         (damaged, "ledger", "CSL-211"),
         (changed_backbone, "backbone", "CSL-302"),
