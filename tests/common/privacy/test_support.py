@@ -17,7 +17,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConsiliumError
-from common.privacy.accounting import MOST_POINTS, calibrate_noise, epsilon_of, grid_of
+from common.privacy.accounting import MOST_POINTS, epsilon_of, grid_of
 from common.privacy.concerns import concerns
 from common.privacy.groups import epsilon_for_group
 from common.privacy.plan import PrivacyPlan
@@ -191,12 +191,3 @@ def test_a_signed_study_of_too_little_noise_has_no_plan(changes: dict[str, objec
         PrivacyPlan.for_site(study, study.roster[0].site_id)
     with pytest.raises(ConsiliumError, match="CSL-201"):
         concerns(study)
-
-
-@pytest.mark.slow
-def test_noise_is_found_where_less_of_it_could_not_be_accounted() -> None:
-    shared = {"delta": 1e-5, "sampling_rate": 0.5, "steps": 2_000_000}
-    noise = calibrate_noise(epsilon=2000.0, evaluation_noise_multiplier=5.0, evaluation_releases=0, **shared)
-    assert grid_of(0.9 * noise, 0.5, 2_000_000, 5.0, 0) is not None
-    assert grid_of(0.5, 0.5, 2_000_000, 5.0, 0) is None
-    assert spent(noise, 0.5, 2_000_000) <= 2000.0
