@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import typer
@@ -24,9 +24,14 @@ from common import agreement, errors
 from common.console import BAD_INPUT, coded_errors
 from common.errors import ConsiliumError
 from common.identity import SiteId, fingerprint, parse_public_key
+from common.payloads import count_encoding, vector_encoding
 from common.privacy.concerns import concerns
 from common.privacy.plan import PrivacyPlan
 from common.study import Kind, Part, Study
+
+if TYPE_CHECKING:
+    from common.adapters import AdaptedModel
+    from common.tasks import Task
 
 _DRAWS = 100_000
 _DEVIATIONS = 6.0
@@ -59,7 +64,7 @@ def check(
     account: Annotated[str, typer.Option(help="the account that would pay")] = "default",
     json: Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")] = False,
 ) -> None:
-    """Check a study before it starts: signature, privacy, noise, backbone, model, ledger and budget."""
+    """Check a study before it starts: signature, privacy, noise, backbone, model, encoding, ledger and budget."""
     with coded_errors():
         signed, _ = agreement.read(study)
         agreed = agreement.verify_study(signed, parse_public_key(operator))
@@ -93,9 +98,18 @@ def examine(
         for concern in concerns(study):
             yield Finding(name=concern.topic, verdict="heed", said=concern.text)
     yield _finding("noise", _noise)
+    dimension: int | None = None
     if backbone is not None:
         yield _finding("backbone", lambda: _backbone(study, backbone))
-        yield _finding("model", lambda: _model(study, backbone))
+
+        def model() -> str:
+            nonlocal dimension
+            adapted, task = _adapted(study, backbone)
+            dimension = adapted.dimension
+            return _preflight(adapted, task)
+
+        yield _finding("model", model)
+    yield _finding("encoding", lambda: _encoding(study, site, dimension))
     if ledger is not None:
         yield _finding("ledger", lambda: _ledger(ledger, anchor))
         yield _finding("budget", lambda: _budget(study, site, ledger, anchor, account))
@@ -140,15 +154,32 @@ def _backbone(study: Study, folder: Path) -> str:
     return f"{study.backbone.name}: {len(study.backbone.files)} files as signed"
 
 
-def _model(study: Study, folder: Path) -> str:
-    from client.preflight import check as preflight
+def _adapted(study: Study, folder: Path) -> tuple[AdaptedModel, Task]:
     from common.adapters import attach
     from common.backbone import load
     from common.tasks import task_for
 
     loaded = load(folder, study.backbone)
     task = task_for(study.task, loaded.tokenizer)
-    return preflight(attach(loaded, study.adapter, task, study.stream), task).summary()
+    return attach(loaded, study.adapter, task, study.stream), task
+
+
+def _preflight(model: AdaptedModel, task: Task) -> str:
+    from client.preflight import check as preflight
+
+    return preflight(model, task).summary()
+
+
+def _encoding(study: Study, site: SiteId, dimension: int | None) -> str:
+    """Make what a start makes: a study whose sums cannot be encoded never starts, and must not be approved."""
+    counts = count_encoding(study)
+    said = f"counts within {counts.bound:,.0f} either side of 0"
+    if dimension is None:
+        return f"{said} cannot overflow; whether updates fit is known with --backbone"
+    band = study.member(site).band
+    PrivacyPlan.of(study.privacy, study.training, study.evaluation, population=band).check_dimension(dimension)
+    updates = vector_encoding(study, dimension)
+    return f"updates of {dimension:,} coordinates in {updates.bits} bits, and {said}, cannot overflow"
 
 
 def _ledger(path: Path, anchor: Path | None) -> str:

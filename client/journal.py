@@ -9,7 +9,6 @@ which is outside the promise. Nothing secret belongs here: keys and seeds die wi
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
-from client.sqlite_faults import FileFaults
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.secagg.journal import Entry
+from common.sqlite_files import FileFaults, create_private
 from common.study import Digest
 
 SCHEMA = 1
@@ -50,7 +49,7 @@ class SqliteJournal:
         self._path, self._study, self._site = path, study, site
         self._lock = threading.RLock()
         with self._coded():
-            _create(path)
+            create_private(path)
             self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             with self._coded():
@@ -205,23 +204,6 @@ class _Replies(Mapping[bytes, bytes]):
 
     def __len__(self) -> int:
         return len(self._journal.names())
-
-
-def _create(path: Path) -> None:
-    """Make the file, or narrow its mode.
-
-    A file that is there is never opened here: closing it again would drop the lock of this process on it (POSIX).
-    """
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        path.chmod(0o600)
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _sha256(row: tuple[object, ...]) -> bytes:

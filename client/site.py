@@ -91,10 +91,13 @@ class Site:
     agreement   the verified study with its approvals
     verified    peers whose fingerprints this site compared out of band (RULES 3)
     entropy     source of keys and shares; the operating system's, except in simulations
-    ledger      commits the study to the account here and now; every reply carries where its chain ends (RULES 18)
+    ledger      commits the study to the account, last of all; every reply carries where its chain ends (RULES 18)
     account     the patient population that the ledger charges
     journal     what the secure sums must not forget over a restart (RULES 5); in memory where None
     terms       of this very study and dimension, where several simulated sites share one reading; else read here
+
+    Raises the coded error of whatever keeps the study from ever starting here (key, guarantee, expiry, encodings,
+    peers), and only then those of :meth:`Ledger.join`; one that raised has committed nothing.
     """
 
     def __init__(
@@ -120,9 +123,11 @@ class Site:
         self._study, self._digest = study, agreement.digest
         self._operator_key = parse_public_key(study.operator)
         self._workload, self._ledger, self._account, self._clock = workload, ledger, account, clock
-        ledger.join(account, agreement.digest, PrivacyPlan.for_site(study, site))
+        plan = PrivacyPlan.for_site(study, site)
+        plan.check_dimension(workload.dimension)
         self._witness = Witness(identity, ledger.name, entropy)
         shared = Terms.of(study, workload.dimension) if terms is None else terms
+        shared.aggregation.check_reachable(site, verified)
         self._vectors, self._counts = shared.vectors, shared.counts
         self._egress = Egress(
             study,
@@ -149,6 +154,9 @@ class Site:
             Stage.COUNTS_VIEW: lambda request: self._protocol(self._session.view, request),
             Stage.COUNTS_UNMASK: lambda request: self._protocol(self._session.unmask, request),
         }
+        study.check_valid_at(clock())
+        # Last: a study that cannot start here must not take what it commits from the budget.
+        ledger.join(account, agreement.digest, plan)
 
     def app(self) -> ClientApp:
         """Return the Flower ClientApp that answers this site's stages."""

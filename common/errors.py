@@ -186,6 +186,21 @@ JOURNAL_FOREIGN = Fault(
 JOURNAL_UNWRITABLE = Fault(
     "CSL-623", "journal", "the journal cannot be written", "free space on its disk and check who may write there"
 )
+OPERATOR_LOCKED = Fault(
+    "CSL-630", "operator", "another process is writing in the operator's file", "try again, or stop the other"
+)
+OPERATOR_DAMAGED = Fault(
+    "CSL-631",
+    "operator",
+    "the operator's file is not what was written",
+    "keep the file and tell the sites: with a new one, nobody witnesses how their ledgers ended before",
+)
+OPERATOR_FOREIGN = Fault(
+    "CSL-632", "operator", "the operator's file has a schema that is not known here", "upgrade this software"
+)
+OPERATOR_UNWRITABLE = Fault(
+    "CSL-633", "operator", "the operator's file cannot be written", "free space and check who may write there"
+)
 
 
 def catalogue() -> tuple[Fault, ...]:

@@ -7,7 +7,7 @@ epoch, as a new attempt that every site charges anew; a study whose sites no lon
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,7 @@ from common.payloads import (
 from common.secagg import Encoding, Phase, ServerSession, Sum
 from common.stopwatch import Stopwatch
 from server.aggregation import Vector, server_optimizer
+from server.witnesses import Witnesses
 
 _ATTEMPTS = 3
 _NONCE_BYTES = 32
@@ -92,6 +93,7 @@ class Coordinator:
     agreement   the verified study
     operator    the identity that signed it
     start       (dimension,) float32, the global vector before the first round
+    witnesses   what each site showed of its ledger, over all processes and studies of this operator (RULES 18)
     entropy     source of session identifiers and nonces; the operating system's, except in simulations
     on_round    called after each round with its record and the new vector
     deadline    seconds a stage may take; None waits
@@ -103,6 +105,7 @@ class Coordinator:
         operator: Identity,
         start: Vector,
         *,
+        witnesses: Witnesses,
         entropy: Callable[[int], bytes] = os.urandom,
         on_round: Callable[[RoundRecord, Vector], None] = lambda _record, _vector: None,
         deadline: float | None = None,
@@ -114,7 +117,7 @@ class Coordinator:
         self._optimizer = server_optimizer(self._study.training)
         self._keys = {member.site_id: member.public_key for member in self._study.roster}
         self._nodes: dict[SiteId, int] = {}
-        self._witnessed: dict[SiteId, bytes] = {}
+        self._witnesses = witnesses
         self._session: ServerSession | None = None
         self._instance = 0
         self._attempt = 0
@@ -231,8 +234,23 @@ class Coordinator:
 
     def _witness(self, stage: Stage, site: SiteId) -> dict[str, bytes]:
         """Return where the site's ledger last ended, for it to check as an epoch opens (RULES 18)."""
-        known = self._witnessed.get(site) if stage is Stage.KEYS else None
+        if stage is not Stage.KEYS:
+            return {}
+        known = self._witnesses.of(self._study.member(site).public_key)
         return {} if known is None else {LEDGER_PART: known}
+
+    def _keep_witnesses(self, replies: Iterable[Envelope]) -> None:
+        """Keep where verified replies say that ledgers end; durable before anything is done with the replies.
+
+        Who answers first after a start has shown nothing yet: what it showed before must not be overwritten by it.
+        """
+        shown = {
+            self._study.member(reply.sender).public_key: head
+            for reply in replies
+            if reply.stage is not Stage.IDENTIFY and len(head := reply.parts.get(LEDGER_PART, b"")) == LEDGER_BYTES
+        }
+        if shown:
+            self._witnesses.keep(shown)
 
     def _envelope(self, stage: Stage, recipient: str, parts: Mapping[str, bytes]) -> Envelope:
         return Envelope(self._digest, stage, self._instance, self._attempt, OPERATOR, recipient, parts)
@@ -252,6 +270,7 @@ class Coordinator:
             except ConsiliumError:
                 # Forged, misbound or unreadable: the same as silence, and nobody learns which.
                 continue
+        self._keep_witnesses(replies.values())
         return replies
 
     def _key_of(self, sender: str) -> PublicKey:
@@ -283,8 +302,4 @@ class Coordinator:
         )
         if (reply.instance, reply.attempt) != (request.instance, request.attempt):
             raise ConsiliumError(errors.MESSAGE_MISBOUND, "another instance")
-        # Who answers first after a start has shown nothing yet: what it showed before must not be overwritten by it.
-        head = reply.parts.get(LEDGER_PART, b"")
-        if request.stage is not Stage.IDENTIFY and len(head) == LEDGER_BYTES:
-            self._witnessed[SiteId(sender)] = head
         return reply

@@ -14,6 +14,7 @@ from common.adapters import Vector
 from common.identity import SiteId
 from common.study import Training
 from server.coordinator import Coordinator, RoundRecord
+from server.witnesses import MemoryWitnesses
 from simulations.arms import Quality, judge
 from simulations.authoring import Authored, Consortium
 from simulations.engines import EntropySource, run_study
@@ -87,6 +88,7 @@ def federate(
         agreement,
         consortium.operator,
         prepared.start,
+        witnesses=MemoryWitnesses(),
         entropy=entropy.of("operator/protocol"),
         on_round=after,
     )

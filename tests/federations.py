@@ -14,6 +14,7 @@ from client.site import Site
 from common.identity import SiteId
 from common.link.inprocess import OPERATOR_NODE, RUN, InProcessGrid
 from server.coordinator import Coordinator, Outcome
+from server.witnesses import MemoryWitnesses, Witnesses
 from tests.studies import NOW, Signed, signed_study
 
 DIMENSION = 50
@@ -67,6 +68,12 @@ class Federation:
         self.coordinator.app()(grid, context)
         return self.coordinator.outcome
 
+    def restart_operator(self, witnesses: Witnesses) -> None:
+        """Replace the operator's process by a new one, which knows what its release says and what this store holds."""
+        self.coordinator = Coordinator(
+            self.signed.agreement, self.signed.operator, self.coordinator.outcome.vector, witnesses=witnesses
+        )
+
 
 def federation(
     sites: int = 4,
@@ -75,9 +82,12 @@ def federation(
     *,
     updates: Mapping[SiteId, NDArray[np.float32]] | None = None,
     cells: Mapping[SiteId, NDArray[np.int64]] | None = None,
+    witnesses: Witnesses | None = None,
+    ledgers: dict[SiteId, MemoryLedger] | None = None,
+    account: str = "default",
     **changes: object,
 ) -> Federation:
-    """Make a study of some sites whose updates and cells are known."""
+    """Make a study of some sites whose updates and cells are known; ``ledgers`` are those of an earlier study."""
     signed = signed_study(sites, **changes)
     generator = np.random.default_rng(7)
     workloads = {
@@ -87,7 +97,7 @@ def federation(
         )
         for index, site in enumerate(sorted(signed.sites))
     }
-    ledgers = {site: MemoryLedger() for site in workloads}
+    ledgers = ledgers or {site: MemoryLedger() for site in workloads}
     parties = {
         site: Site(
             signed.agreement,
@@ -96,12 +106,15 @@ def federation(
             workload,
             ledgers[site],
             verified=frozenset(signed.sites),
+            account=account,
             clock=lambda: NOW,
         )
         for site, workload in workloads.items()
     }
     width = next(iter(workloads.values())).dimension
-    coordinator = Coordinator(signed.agreement, signed.operator, np.zeros(width, dtype=np.float32))
+    coordinator = Coordinator(
+        signed.agreement, signed.operator, np.zeros(width, dtype=np.float32), witnesses=witnesses or MemoryWitnesses()
+    )
     return Federation(signed, workloads, parties, ledgers, coordinator)
 
 

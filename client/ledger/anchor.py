@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from client.ledger.book import Book
 from client.ledger.entries import AccountOpened, Count, FoundBehind, StudyJoined
-from client.ledger.files import sync_folder
 from common import errors
 from common.chain import START, Link
 from common.errors import ConsiliumError
+from common.sqlite_files import sync_folder
 from common.study import Hex32, Name, Part
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from client.ledger.book import Book
+from client.ledger.book import Book, Committed
 from client.ledger.entries import LEAST_CAP, MOST_CAP
 from client.ledger.files import default_anchor
 from client.ledger.recovery import Found, inspect, recover
@@ -24,7 +24,8 @@ from common.privacy.statement import rounded_up
 from common.study import Unit
 
 app = typer.Typer(
-    no_args_is_help=True, help="The privacy that was spent: show, verify, export, recover, open accounts."
+    no_args_is_help=True,
+    help="The privacy that was spent: show, verify, export, recover; open accounts, close studies.",
 )
 
 LedgerFile = Annotated[Path, typer.Option("--ledger", help="the ledger's file", envvar="CONSILIUM_LEDGER")]
@@ -34,6 +35,7 @@ AnchorFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")]
 _BAR = 24
+_FEWEST_DIGITS = 8
 
 
 @app.command()
@@ -127,6 +129,65 @@ def open_(
         with SqliteLedger(ledger, anchor) as opened:
             opened.open_account(account, population=population, unit=unit, epsilon=epsilon, delta=delta)
     Console().print(f"account {account}: epsilon {epsilon:g}, delta {delta:g} for each {unit.value}", soft_wrap=True)
+
+
+@app.command()
+def close(
+    study: Annotated[str, typer.Argument(help="its digest, or the first digits of it that `show` prints")],
+    ledger: LedgerFile,
+    account: Annotated[str | None, typer.Option(help="whose study it is, where several accounts have one")] = None,
+    anchor: AnchorFile = None,
+    yes: Annotated[bool, typer.Option("--yes", help="close it without asking")] = False,
+    json: Json = False,
+) -> None:
+    """End a study's charges for good: if it never made one, what it committed comes back, else nothing does."""
+    with coded_errors():
+        payer, before = _committed(Book(_sound(ledger, anchor).entries), study, account)
+        if not before.closed and not yes:
+            typer.confirm(_question(payer, before), abort=True, err=True)
+        with SqliteLedger(ledger, anchor) as opened:
+            opened.close(payer, before.study)
+        after = inspect(ledger, anchor)
+    if json:
+        typer.echo(export(after).model_dump_json(indent=2, include={"format", "head", "accounts"}))
+        return
+    book = Book(after.entries)
+    _, closed = _committed(book, before.study, payer)
+    came = "nothing came back" if closed.counts else f"epsilon {_rounded_down(closed.epsilon)} came back"
+    console = Console()
+    console.print(f"{closed.study[:12]}: {'it was closed before' if before.closed else f'closed, {came}'}")
+    for line in account_lines(book):
+        if line.account == payer:
+            _print_account(line, console)
+
+
+def _committed(book: Book, study: str, account: str | None) -> tuple[str, Committed]:
+    """Return an account and the study in it whose digest begins so; raises CSL-215 unless there is exactly one."""
+    found = [
+        (balance.account, committed)
+        for balance in book.balances()
+        for committed in balance.studies
+        if account in (None, balance.account) and committed.study.startswith(study)
+    ]
+    if len(study) < _FEWEST_DIGITS or not found:
+        payer = f"{account} pays for no study" if account else "no account pays for a study"
+        raise ConsiliumError(
+            errors.LEDGER_ACCOUNT, f"{payer} of digest {study!r}: give {_FEWEST_DIGITS} digits or more"
+        )
+    if len(found) > 1:
+        held = ", ".join(f"{payer} ({committed.study})" for payer, committed in found)
+        raise ConsiliumError(errors.LEDGER_ACCOUNT, f"several studies begin with {study}: {held}")
+    return found[0]
+
+
+def _question(account: str, study: Committed) -> str:
+    made = study.training + study.evaluation
+    kept = f"It has made {made} charge(s), so that closing gives nothing back"
+    if study.exhausted:
+        kept = "A recovery charged all of it, so that closing gives nothing back"
+    elif not made:
+        kept = f"It has made no charge: closing gives back epsilon {_rounded_down(study.epsilon)} to {account}"
+    return f"Study {study.study[:12]} of {account}: {kept}, and it can never be joined again. Close it?"
 
 
 def _sound(ledger: Path, anchor: Path | None) -> Found:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from client.sqlite_faults import FileFaults
 from common import errors
 from common.errors import ConsiliumError
+from common.sqlite_files import FileFaults
 
 WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.002
@@ -69,26 +69,6 @@ def copied(path: Path, folder: Path) -> Path | None:
             shutil.copyfile(path.with_name(path.name + "-wal"), copy.with_name(copy.name + "-wal"))
         shutil.copyfile(path, copy)
     return copy
-
-
-def create(path: Path) -> bool:
-    """Make the file with mode 0600, or narrow the mode of the one that is there; returns whether it was made."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        path.chmod(0o600)
-        return False
-    sync_folder(path.parent)
-    return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -30,11 +30,12 @@ from client.ledger.entries import (
     Record,
     Recovered,
 )
-from client.ledger.files import coded, copied, create, located, locked, sync_folder, unchanging
+from client.ledger.files import coded, copied, located, locked, unchanging
 from client.ledger.store import check_pages, engine, migrate, read_links, write_link
 from common import errors
 from common.chain import START, Link, extend, sound
 from common.errors import ConsiliumError, Fault
+from common.sqlite_files import create_private, sync_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,7 @@ def _verified(rows: Iterable[Link]) -> tuple[tuple[Link, ...], tuple[Entry, ...]
 def _write(path: Path, links: Iterable[Link]) -> None:
     with coded(path):
         path.unlink(missing_ok=True)
-        create(path)
+        create_private(path)
         made = engine(path)
         try:
             with made.begin() as connection:

@@ -18,11 +18,12 @@ import sqlalchemy as sa
 
 from client.ledger.anchor import Anchor, read_anchor
 from client.ledger.entries import NAME_BYTES, Begun, Entry, Record
-from client.ledger.files import WAIT_SECONDS, coded, create, located, locked
+from client.ledger.files import WAIT_SECONDS, coded, located, locked
 from client.ledger.keeping import Append, Ledger
 from common import errors
 from common.chain import Link, extend
 from common.errors import ConsiliumError
+from common.sqlite_files import create_private
 from common.study import Digest
 
 SCHEMA = "0001"
@@ -54,7 +55,7 @@ class SqliteLedger(Ledger):
         with self._exclusive(), coded(path):
             if not path.exists() and self.anchor.exists():
                 raise ConsiliumError(errors.LEDGER_BEHIND, f"{path} is missing and its anchor is here")
-            create(path)
+            create_private(path)
         self._engine = engine(path)
         try:
             with self._exclusive(), coded(path), self._engine.begin() as connection:

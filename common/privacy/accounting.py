@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from common import errors
 from common.errors import ConsiliumError
 from common.privacy.grid import LEAST_GRID_DEVIATION, MOST_DIMENSION, DiscreteNoise, discrete_epsilon
+from common.privacy.support import gaussian_points, mixture_points
 from common.study import TrainingNoise
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ DISCRETISATION = 1e-3
 """Grid of the privacy losses, rounded up; 1e-4 gains little and costs seconds."""
 _COARSE_DISCRETISATION = 1e-2
 _LITTLE_NOISE = 0.4
+MOST_POINTS = 2**21
+"""Points that a composition may take: some 400 MiB, and seconds. What needs more has an epsilon in the thousands."""
 
 EVALUATION_SCALE = 4096
 """Fixed point of the evaluation's cells: a unit of total weight one is 4096 (RULES 9)."""
@@ -39,6 +42,8 @@ _LEAST_NOISE = 0.05
 _MOST_NOISE = 100_000.0
 _MOST_STEPS = 10_000_000
 _LEAST_EVALUATION_NOISE = 0.05
+_UNACCOUNTED = 1e9
+"""Stands for the epsilon of what is not composed where noise is searched: above all that can be asked for."""
 
 
 def accountant_version() -> str:
@@ -88,6 +93,31 @@ def whole_event(
     return dp_accounting.ComposedDpEvent(parts)
 
 
+def grid_of(
+    noise_multiplier: float,
+    sampling_rate: float,
+    steps: int,
+    evaluation_noise_multiplier: float,
+    evaluation_releases: int,
+) -> float | None:
+    """Return the grid for a whole participation, the coarse one for little noise; None if it fits none.
+
+    Noise is little below 0.4, in training or evaluation, and where the fine grid would take more than
+    :data:`MOST_POINTS`: epsilon is then so large that a hundredth is nothing.
+    """
+    noises = [noise_multiplier] * (steps > 0) + [evaluation_noise_multiplier] * (evaluation_releases > 0)
+    fine = min(noises, default=math.inf) >= _LITTLE_NOISE
+    for grid in (DISCRETISATION, _COARSE_DISCRETISATION) if fine else (_COARSE_DISCRETISATION,):
+        points = 0.0
+        if steps:
+            points += mixture_points(noise_multiplier, (0.0, 1.0), (1.0 - sampling_rate, sampling_rate), steps, grid)
+        if evaluation_releases:
+            points += gaussian_points(evaluation_noise_multiplier, evaluation_releases, grid)
+        if points <= MOST_POINTS:
+            return grid
+    return None
+
+
 def discrete_noises(
     noise: TrainingNoise, steps: int, evaluation_noise_multiplier: float, evaluation_releases: int
 ) -> tuple[DiscreteNoise, ...]:
@@ -121,12 +151,19 @@ def epsilon_of(
     evaluation_releases          number of releases; 0 leaves training alone
     noise                        how a step's noise is drawn; the evaluation's is always discrete
 
-    Raises CSL-201 for a value out of range.
+    Raises CSL-201 for a value out of range, and, before anything is composed, for so little noise in so many steps or
+    releases that the composition would not fit :data:`MOST_POINTS`: its epsilon would be in the thousands.
     """
     _check("noise_multiplier", noise_multiplier, _LEAST_NOISE, _MOST_NOISE)
     _check("evaluation_noise_multiplier", evaluation_noise_multiplier, _LEAST_EVALUATION_NOISE, _MOST_NOISE)
     _check_composition(sampling_rate, steps, delta, evaluation_releases)
-    grid = DISCRETISATION if noise_multiplier >= _LITTLE_NOISE else _COARSE_DISCRETISATION
+    grid = grid_of(noise_multiplier, sampling_rate, steps, evaluation_noise_multiplier, evaluation_releases)
+    if grid is None:
+        raise ConsiliumError(
+            errors.PRIVACY_PARAMETER,
+            f"noise_multiplier {noise_multiplier:g} in {steps:,} steps and evaluation_noise_multiplier "
+            f"{evaluation_noise_multiplier:g} in {evaluation_releases:,} releases are too little noise to be accounted",
+        )
     accountant = pld_accountant(grid)
     accountant.compose(
         whole_event(noise_multiplier, sampling_rate, steps, evaluation_noise_multiplier, evaluation_releases)
@@ -151,7 +188,8 @@ def calibrate_noise(
 ) -> float:
     """Return the least noise multiplier, rounded up to four decimals, whose epsilon is at most the one asked for.
 
-    Raises CSL-201 for a value out of range, CSL-202 when no noise suffices (the evaluation alone may spend it all).
+    Noise that is too little to be accounted counts as spending too much. Raises CSL-201 for a value out of range,
+    CSL-202 when no noise suffices (the evaluation alone may spend it all).
     """
     _check("epsilon", epsilon, math.ulp(0.0), 1e6)
     _check("evaluation_noise_multiplier", evaluation_noise_multiplier, _LEAST_EVALUATION_NOISE, _MOST_NOISE)
@@ -161,6 +199,8 @@ def calibrate_noise(
     target = epsilon * (1.0 - 1e-9)
 
     def excess(noise_multiplier: float) -> float:
+        if grid_of(noise_multiplier, sampling_rate, steps, evaluation_noise_multiplier, evaluation_releases) is None:
+            return math.log(_UNACCOUNTED / target)
         spent = epsilon_of(
             noise_multiplier=noise_multiplier,
             sampling_rate=sampling_rate,

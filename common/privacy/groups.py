@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from common import errors
 from common.errors import ConsiliumError
-from common.privacy.accounting import evaluation_event, pld_accountant
+from common.privacy.accounting import MOST_POINTS, evaluation_event, pld_accountant
 from common.privacy.grid import discrete_epsilon
 from common.privacy.plan import PrivacyPlan
+from common.privacy.support import gaussian_points, mixture_points, step_points
 from common.study import Unit
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ NAMELESS_EPSILON = 20.0
 MOST_RECORDS = 1000
 _GRID_PER_RECORD = 5e-3
 """Grid of the losses over the number of records; losses are rounded up, which costs about one part in a hundred."""
+_MOST_SEARCHED = 2**19
+"""Points of one step, times the distances summed at each: the accountant searches each point's place by itself."""
 
 
 def epsilon_for_person(plan: PrivacyPlan, records: int) -> float:
@@ -48,14 +51,16 @@ def epsilon_for_group(plan: PrivacyPlan, records: int) -> float:
 
     records  1 to 1000; 1 gives the plan's own epsilon
 
-    The result is infinite where the accountant finds no finite bound: that many records are not protected. Raises
-    CSL-201 for a number out of range.
+    The result is infinite where the accountant finds no finite bound, or would need too many points to find one: that
+    many records are not protected. Raises CSL-201 for a number out of range.
     """
     _check_records(records)
     own = plan.epsilon()
     if records == 1:
         return own
     grid = _GRID_PER_RECORD * records
+    if not _fits(plan, records, grid):
+        return math.inf
     accountant = pld_accountant(grid)
     accountant.compose(group_step(plan, records), plan.steps)
     if plan.evaluation_releases:
@@ -71,13 +76,33 @@ def group_step(plan: PrivacyPlan, records: int) -> dp_accounting.DpEvent:
     rate = plan.sampling_rate
     if rate == 1.0:
         return dp_accounting.GaussianDpEvent(plan.noise_multiplier / records)
-    counts = range(records + 1)
-    chances = [math.exp(_log_binomial(records, count, rate)) for count in counts]
+    return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
+        plan.noise_multiplier, _distances(records), _chances(records, rate)
+    )
+
+
+def _distances(records: int) -> list[float]:
+    return [float(count) for count in range(records + 1)]
+
+
+def _chances(records: int, rate: float) -> list[float]:
+    chances = [math.exp(_log_binomial(records, count, rate)) for count in range(records + 1)]
     # What rounding leaves over goes to the largest distance, never to a smaller one.
     chances[-1] = max(chances[-1], 1.0 - math.fsum(chances[:-1]))
-    return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
-        plan.noise_multiplier, [float(count) for count in counts], chances
-    )
+    return chances
+
+
+def _fits(plan: PrivacyPlan, records: int, grid: float) -> bool:
+    """Return whether a whole participation can be composed in seconds; found before anything is."""
+    noise, rate, points = plan.noise_multiplier, plan.sampling_rate, 0.0
+    if plan.evaluation_releases:
+        points = gaussian_points(plan.evaluation_noise_multiplier / records, plan.evaluation_releases, grid)
+    if rate == 1.0:
+        return points + gaussian_points(noise / records, plan.steps, grid) <= MOST_POINTS
+    mixture = _distances(records), _chances(records, rate)
+    if step_points(noise, *mixture, grid) * (records + 10) > _MOST_SEARCHED:
+        return False
+    return points + mixture_points(noise, *mixture, plan.steps, grid) <= MOST_POINTS
 
 
 def _check_records(records: int) -> None:

@@ -122,6 +122,11 @@ class PrivacyPlan:
         """Where the numbers of a step with discrete noise lie; raises CSL-201 where there is no such grid."""
         return NoiseGrid.of(self.clip_norm, self.noise_deviation)
 
+    def check_dimension(self, dimension: int) -> None:
+        """Raise CSL-201 where a step of so many coordinates leaves no room for the rounding of discrete noise."""
+        if self.noise is TrainingNoise.DISCRETE:
+            self.grid.rounded_clip(dimension)
+
     @property
     def discrete_noises(self) -> tuple[DiscreteNoise, ...]:
         """Where discrete Gaussians are added while :meth:`event` composes continuous ones."""

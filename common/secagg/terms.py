@@ -134,6 +134,24 @@ class Terms:
         if trusted - (colluders - unverified) < 2:
             raise ConsiliumError(errors.SECAGG_THRESHOLD, "too few verified peers among the survivors")
 
+    def check_reachable(self, site: SiteId, verified: Collection[SiteId]) -> None:
+        """Raise CSL-404 where there is no cohort at all in which this site would take part.
+
+        Only the sizes matter: all verified peers are in the best cohort, and some number of the others.
+        """
+        known = [peer for peer in self.roster if peer == site or peer in verified]
+        others = [peer for peer in self.roster if peer != site and peer not in verified]
+        for strangers in range(len(others) + 1):
+            cohort = [*known, *others[:strangers]]
+            try:
+                self.check_cohort(cohort)
+                self.check_own(site, verified, cohort, cohort)
+            except ConsiliumError:
+                if strangers == len(others):
+                    raise
+            else:
+                return
+
     def _neighbourhood(self, cohort: int) -> Neighbourhood:
         wanted = self.neighbourhoods
         assert wanted is not None

@@ -25,6 +25,7 @@ from common.privacy.plan import PrivacyPlan
 from common.study import MAX_SITES, AdapterSpec, Member, Neighbourhoods, Study, TextClassification, Training
 from common.tasks import task_for
 from server.coordinator import Coordinator
+from server.witnesses import MemoryWitnesses
 from simulations.authoring import Consortium, sign_and_approve
 from simulations.benchmarks._contenders import ROUND
 from simulations.benchmarks.secagg import study_of
@@ -142,6 +143,7 @@ def whole(it: Made, engine: Engine) -> None:
             agreement,
             it.consortium.operator,
             it.model.read_vector(),
+            witnesses=MemoryWitnesses(),
             on_round=lambda _record, _vector: print(ROUND, flush=True),
         )
         outcome = run_study(

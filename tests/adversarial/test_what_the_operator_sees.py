@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def updates(seed: int) -> dict[SiteId, NDArray[np.float32]]:
     return {SiteId(f"site-{i:03d}"): generator.normal(0.0, 0.05, DIMENSION).astype(np.float32) for i in range(SITES)}
 
 
-def study(rounds: int = 1, *, releases: int = 1) -> dict[str, object]:
+def study(rounds: int = 1, *, releases: int = 1) -> dict[str, Any]:
     """Return changes that make a study short, with bands large enough for the cells here."""
     return {
         "training": {"rounds": rounds},
@@ -52,7 +53,7 @@ def study(rounds: int = 1, *, releases: int = 1) -> dict[str, object]:
     }
 
 
-def received(made_updates: dict[SiteId, NDArray[np.float32]], **changes: object) -> list[Message]:
+def received(made_updates: dict[SiteId, NDArray[np.float32]], **changes: Any) -> list[Message]:
     """Run one study and return every reply, as the operator receives it."""
     messages: list[Message] = []
     federation(SITES, updates=made_updates, cells=CELLS, **{**study(), **changes}).run(tap=messages.append)

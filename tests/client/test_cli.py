@@ -16,6 +16,7 @@ from client.cli import app
 from client.ledger import SqliteLedger
 from client.ledger.files import default_anchor
 from common import agreement
+from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
 from common.study import Digest
 from tests.client.ledger.test_store import UNLOCKED, change
@@ -113,6 +114,72 @@ def test_recover_asks_first_and_then_charges_the_worst_case(ledger: Path) -> Non
     assert run("ledger", "verify", "--ledger", ledger).exit_code == 0
 
 
+@pytest.fixture
+def unused(tmp_path: Path) -> Path:
+    """A ledger whose study was joined and never charged."""
+    path = tmp_path / "unused.sqlite"
+    with opened(path) as kept:
+        joined(kept)
+    return path
+
+
+def remaining(path: Path) -> float:
+    with opened(path) as kept:
+        return kept.balances()[0].epsilon_remaining
+
+
+def test_close_asks_first_and_gives_back_what_an_unused_study_committed(unused: Path) -> None:
+    arguments = ["ledger", "close", STUDY.digest[:12], "--ledger", str(unused)]
+    asked = CliRunner().invoke(app, arguments, input="n\n")
+    assert (asked.exit_code, asked.stdout) == (1, "")
+    assert f"gives back epsilon {math.floor(PLAN.epsilon() * 1e4) / 1e4:.4f}" in " ".join(asked.stderr.split())
+    assert remaining(unused) == pytest.approx(EPSILON - PLAN.epsilon())
+    result = CliRunner().invoke(app, arguments, input="y\n")
+    assert result.exit_code == 0
+    assert "came back" in " ".join(result.stdout.split())
+    assert remaining(unused) == EPSILON
+    assert "closed before" in run(*arguments).stdout
+    with opened(unused) as kept, pytest.raises(ConsiliumError, match="CSL-215"):
+        kept.join(ACCOUNT, STUDY.digest, PLAN)
+
+
+def test_close_gives_nothing_back_of_a_study_that_made_a_charge_and_ends_its_charges(ledger: Path) -> None:
+    asked = CliRunner().invoke(app, ["ledger", "close", STUDY.digest, "--ledger", str(ledger)], input="n\n")
+    assert "gives nothing back" in " ".join(asked.stderr.split())
+    result = run("ledger", "close", STUDY.digest, "--ledger", ledger, "--yes", "--json")
+    (account,) = json.loads(result.stdout)["accounts"]
+    assert account["studies"][0]["state"] == "closed"
+    assert account["epsilon_remaining"] == pytest.approx(EPSILON - PLAN.epsilon())
+    with opened(ledger) as kept, pytest.raises(ConsiliumError, match="CSL-215"):
+        kept.charge(charge(3))
+
+
+@pytest.mark.parametrize("study", ["", STUDY.digest[:7], "f" * 64, "no digest"])
+def test_close_refuses_what_names_no_study(unused: Path, study: str) -> None:
+    refused(run("ledger", "close", study, "--ledger", unused, "--yes"), "CSL-215")
+    assert remaining(unused) < EPSILON
+
+
+def test_close_asks_for_the_account_where_two_hold_a_study_so_named(unused: Path) -> None:
+    other = Digest(STUDY.digest[:12] + "0" * 52)
+    with opened(unused) as kept:
+        kept.open_account("oncology", population="p", unit=PLAN.unit, epsilon=EPSILON, delta=1e-4)
+        kept.join("oncology", other, PLAN)
+    arguments = ("ledger", "close", STUDY.digest[:12], "--ledger", unused, "--yes")
+    refused(run(*arguments), "CSL-215")
+    refused(run(*arguments, "--account", "neurology"), "CSL-215")
+    assert run(*arguments, "--account", "oncology").exit_code == 0
+    with opened(unused) as kept:
+        assert [balance.epsilon_remaining < EPSILON for balance in kept.balances()] == [True, False]
+
+
+def test_close_writes_nothing_into_a_ledger_that_is_not_sound(unused: Path) -> None:
+    default_anchor(unused).unlink()
+    before = unused.read_bytes()
+    refused(run("ledger", "close", STUDY.digest, "--ledger", unused, "--yes"), "CSL-212")
+    assert unused.read_bytes() == before
+
+
 def test_open_makes_the_ledger_and_its_first_account_and_no_second_of_that_name(tmp_path: Path) -> None:
     path = tmp_path / "new.sqlite"
     arguments = ("ledger", "open", "oncology", "--population", "since 2010", "--epsilon", 4, "--ledger", path)
@@ -186,7 +253,7 @@ def test_a_study_that_could_run_is_right_in_every_finding(desk: Desk, ledger: Pa
     with opened(ledger) as kept:
         kept.join(ACCOUNT, desk.signed.study.digest, PrivacyPlan.for_site(desk.signed.study, SITE))
     found = desk.findings("--ledger", ledger, "--account", ACCOUNT)
-    assert {"study", "privacy", "noise", "backbone", "model", "ledger", "budget"} <= set(found)
+    assert {"study", "privacy", "noise", "backbone", "model", "encoding", "ledger", "budget"} <= set(found)
     assert all(right for right, _ in found.values()), found
     assert "preflight passed" in found["model"][1]
 
@@ -247,9 +314,33 @@ def test_a_study_of_no_epsilon_at_all_can_be_paid_for(desk: Desk, ledger: Path) 
     assert said.endswith("the study commits 0.0000")
 
 
+def unaccountable(desk: Desk, ledger: Path) -> tuple[object, ...]:
+    """So little noise, so often, that its epsilon would fill any memory before it was known."""
+    manifest = desk.signed.study.backbone.model_dump(mode="json")
+    desk.signed = desk.author(
+        backbone=manifest,
+        privacy={"epsilon": 1e30, "noise_multiplier": 0.05, "max_charges": 100},
+        training={"steps_per_round": 100_000},
+    )
+    return "--ledger", ledger, "--account", ACCOUNT
+
+
+def outside(desk: Desk, ledger: Path) -> tuple[object, ...]:
+    """A block that ends behind the last coordinate of the update: such a study can never start."""
+    del ledger
+    manifest = desk.signed.study.backbone.model_dump(mode="json")
+    sites = sorted(desk.signed.sites)[:3]
+    block = {"name": "b", "start": 0, "stop": 1 << 40, "sites": sites}
+    desk.signed = desk.author(backbone=manifest, aggregation={"blocks": [block]})
+    return ()
+
+
 @pytest.mark.parametrize(
     ("spoil", "name", "code"),
     [
+        (outside, "encoding", "CSL-408"),
+        (unaccountable, "privacy", "CSL-201"),
+        (unaccountable, "budget", "CSL-201"),
         (spent, "budget", "CSL-204"),
         (truncated, "ledger", "CSL-212"),
         (changed_backbone, "backbone", "CSL-302"),

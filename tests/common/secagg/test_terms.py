@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
@@ -159,6 +160,29 @@ def test_a_site_takes_part_only_beside_two_honest_verified_peers_whatever_was_in
                 assert 2 * terms.threshold(roster) - roster > colluders
                 honest = len(set(survivors) & set(verified)) - 1 - max(0, terms.tolerated - invented)
                 assert honest >= 2, (roster, invented, size)
+
+
+def test_a_site_can_ever_take_part_exactly_where_some_cohort_lets_it() -> None:
+    for roster in range(3, 9):
+        terms = terms_of(roster)
+        site, *peers = terms.roster
+        for known in range(roster):
+            verified = peers[:known]
+
+            def allowed(cohort: tuple[SiteId, ...], verified: list[SiteId] = verified, terms: Terms = terms) -> bool:
+                try:
+                    terms.check_cohort(cohort)
+                    terms.check_own(cohort[0], verified, cohort, cohort)
+                except ConsiliumError:
+                    return False
+                return True
+
+            cohorts = [(site, *others) for size in range(roster) for others in combinations(peers, size)]
+            if any(allowed(cohort) for cohort in cohorts):
+                terms.check_reachable(site, verified)
+            else:
+                with pytest.raises(ConsiliumError, match="CSL-404"):
+                    terms.check_reachable(site, verified)
 
 
 def test_a_site_is_its_own_verified_peer_for_nothing() -> None:

@@ -1,7 +1,8 @@
-"""What SQLite and the file system say, as the coded errors of whoever owns the file."""
+"""SQLite files that their owner alone may read, and what SQLite and the file system say of them, as coded errors."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConsiliumError, Fault
+
+
+def create_private(path: Path) -> None:
+    """Make a file with mode 0600, durably, or narrow the mode of the one that is there.
+
+    A file that is there is never opened here: closing it again would drop the lock of this process on it (POSIX).
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        path.chmod(0o600)
+        return
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's names durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True, slots=True)
