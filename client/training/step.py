@@ -23,8 +23,8 @@ from common.privacy.grid import NoiseGrid
 from common.privacy.plan import PrivacyPlan
 from common.study import TrainingNoise, Unit
 
-_CACHED_VALUES = 1 << 16
-"""Gradient values converted to float64 at a time: half a megabyte, which stays in a core's cache."""
+_CACHED_COLUMNS = 1 << 11
+"""Columns of gradients converted to float64 at a time: a megabyte for 64 records, which stays in a core's cache."""
 _GROUP_VALUES = 1 << 25
 """Gradient values held while the records of several patients are brought together: 128 MB."""
 
@@ -182,7 +182,7 @@ def _sum_by_unit(rows: Tensor, place: Tensor, units: int) -> Tensor:
 
 def _weighted_sum(rows: Tensor, weights: Tensor) -> Tensor:
     """Return weights times rows, (columns,) float64, converting a few columns at a time where there is a cache."""
-    width = max(1, _CACHED_VALUES // max(1, len(rows))) if rows.device.type == "cpu" else max(1, rows.shape[1])
+    width = _CACHED_COLUMNS if rows.device.type == "cpu" else max(1, rows.shape[1])
     sums = [torch.mv(some.double().T, weights) for some in torch.split(rows, width, dim=1)]
     return sums[0] if len(sums) == 1 else torch.cat(sums)
 

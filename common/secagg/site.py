@@ -18,18 +18,9 @@ from numpy.typing import NDArray
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import Domain, Identity, SiteId
-from common.secagg import shamir
+from common.secagg import context, shamir
 from common.secagg.channels import Channel, KeyPair
 from common.secagg.commitments import Tree, climb, commit, leaf, leaves_of, signed_prepare
-from common.secagg.context import (
-    acknowledged,
-    check_signature,
-    context_of,
-    input_name,
-    read_members,
-    session_named,
-    view_of,
-)
 from common.secagg.encoding import Encoding, Entropy
 from common.secagg.graph import Graph
 from common.secagg.instance import Instance, Opened, Ticket
@@ -131,7 +122,7 @@ class SiteSession:
         input_digest  32 bytes over what this site really received, computed by the site
         Raises CSL-402 to CSL-406. A sum that was opened is never opened again (CSL-402).
         """
-        state, name = after(self._state, Step.OPEN), input_name(request, input_digest, stage, encoding)
+        state, name = after(self._state, Step.OPEN), context.input_name(request, input_digest, stage, encoding)
         instance, graph = _need(self._current), _need(self._graph)
         with Reader(request, Kind.INPUT_REQUEST) as reader:
             session, number = reader.fixed(DIGEST_BYTES), reader.number(8)
@@ -142,7 +133,7 @@ class SiteSession:
         # In a neighbourhood a site cannot tell what others were shown: their acknowledgements are the server's affair.
         if tuple(sorted(signatures)) != (graph.members if graph.complete else ()):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "not every participant acknowledged every other")
-        agreed = acknowledged(self._session, number, instance.roots)
+        agreed = context.acknowledged(self._session, number, instance.roots)
         for index, signature in signatures.items():
             self._verify(index, Domain.SECAGG_ACKNOWLEDGE, agreed, signature)
         cohort = tuple(map(self._terms.roster.__getitem__, graph.members))
@@ -150,10 +141,10 @@ class SiteSession:
         encoding = encoding.among(cohort, self._terms.contributors_needed, self._terms.max_share)
         self._check_sum(cohort, cohort, encoding)
         keys = instance.peer_keys if graph.complete else {}
-        context = context_of(self._terms, self._session, number, stage, input_digest, encoding, keys)
+        named = context.context_of(self._terms, self._session, number, stage, input_digest, encoding, keys)
         self._journal.opened(number)
         self._state = state
-        self._opened = Opened(Ticket(number, cohort, context), encoding, graph.members, name)
+        self._opened = Opened(Ticket(number, cohort, named), encoding, graph.members, name)
         return self._opened.ticket
 
     def mask(self, ticket: Ticket, values: NDArray[np.generic]) -> bytes:
@@ -180,7 +171,7 @@ class SiteSession:
 
     def answered(self, request: bytes, *, input_digest: bytes, stage: str, encoding: Encoding) -> bytes | None:
         """Return the reply that this very input was given before, even before a restart; None where there is none."""
-        return self._journal.replies().get(input_name(request, input_digest, stage, encoding))
+        return self._journal.replies().get(context.input_name(request, input_digest, stage, encoding))
 
     def view(self, request: bytes) -> bytes:
         """Sign who survived: one view an instance, and none after the whole cohort was unmasked."""
@@ -206,7 +197,7 @@ class SiteSession:
 
     def _prepare(self, request: bytes) -> tuple[Step, bytes]:
         state, own = after(self._state, Step.PREPARE), _need(self._channel_key)
-        hellos = read_members(request, len(self._terms.roster))
+        hellos = context.read_members(request, len(self._terms.roster))
         members = tuple(hellos)
         mine = hellos.get(self._index)
         if mine is None or (mine.nonce, mine.key, mine.floor) != (self._nonce, own.public, self._journal.floor()):
@@ -214,7 +205,7 @@ class SiteSession:
         cohort = tuple(map(self._terms.roster.__getitem__, members))
         self._terms.check_cohort(cohort)
         self._terms.check_own(self._site, self._verified, cohort, cohort)
-        session = session_named(self._terms.study, self._server_nonce, request, len(self._terms.roster))
+        session = context.session_named(self._terms.study, self._server_nonce, request, len(self._terms.roster))
         graph = Graph.of(self._terms, session, members)
         for index in sorted({self._index, *graph.peers(self._index)}):
             signed = hellos[index].signed(self._terms.study, self._server_nonce, index)
@@ -245,7 +236,7 @@ class SiteSession:
         self._check_survivors(survivors, opened)
         if survivors == opened.cohort:
             raise ConsiliumError(errors.SECAGG_ILLEGAL, "nobody was lost: no view is needed")
-        opened.view = view_of(opened.ticket.context, survivors)
+        opened.view = context.view_of(opened.ticket.context, survivors)
         self._state = state
         return Step.VIEW, Writer(Kind.VIEW).fixed(self._identity.sign(Domain.SECAGG_VIEW, opened.view)).done()
 
@@ -333,11 +324,11 @@ class SiteSession:
         if len(set(keys.values())) != len(keys):
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "two sites gave one mask key")
         instance.peer_keys, instance.peer_shares, instance.roots = keys, shares, roots
-        agreed = acknowledged(self._session, instance.number, roots)
+        agreed = context.acknowledged(self._session, instance.number, roots)
         return self._identity.sign(Domain.SECAGG_ACKNOWLEDGE, agreed)
 
     def _check_view(self, survivors: tuple[int, ...], signatures: Mapping[int, bytes], opened: Opened) -> None:
-        view = view_of(opened.ticket.context, survivors)
+        view = context.view_of(opened.ticket.context, survivors)
         if view != opened.view:
             raise ConsiliumError(errors.SECAGG_INCONSISTENT, "another view than the one this site signed")
         graph = _need(self._graph)
@@ -377,7 +368,7 @@ class SiteSession:
             raise ConsiliumError(errors.SECAGG_MALFORMED, "a site index is out of range")
         site = self._terms.roster[index]
         try:
-            check_signature(self._terms.keys[site], domain, payload, signature)
+            context.check_signature(self._terms.keys[site], domain, payload, signature)
         except ConsiliumError as error:
             raise ConsiliumError(errors.SECAGG_SIGNATURE, f"{site}, {domain.value}") from error
 

@@ -282,8 +282,8 @@ def test_parts_are_clipped_like_rows_side_by_side_however_they_lie_in_memory(
         if np.isfinite(own).all():
             expected += own * min(1.0, 1.5 / float(np.linalg.norm(own)))
     assert np.linalg.norm(expected) > 0.5
-    for cached in (1 << 16, 10):
-        monkeypatch.setattr(step_module, "_CACHED_VALUES", cached)
+    for cached in (1 << 11, 2):
+        monkeypatch.setattr(step_module, "_CACHED_COLUMNS", cached)
         for gradients in (parts, side):
             assert np.linalg.norm(clip_by_unit(gradients, owners, 1.5).cpu().numpy() - expected) < 1e-12
 
