@@ -26,7 +26,7 @@ from common.console import coded_errors
 from common.errors import ConsiliumError
 from simulations.audit.command import audit
 from simulations.metrics import Metrics
-from simulations.options import Engine, check_device, check_engine, check_writable
+from simulations.options import Engine, check_engine, prepare_machine
 from simulations.progress import RichProgress
 from simulations.recipe import Explained, Origin
 from simulations.scenario import Baseline, Scenario, explained, load, locate, shipped
@@ -74,11 +74,8 @@ def run(
             chosen = chosen.model_copy(update={"seed": seed})
         folder = out or Path("runs") / chosen.name
         compared = _baselines(baselines, chosen)
-        check_device(device)
         check_engine(engine, chosen)
-        check_writable(folder)
-        # Threads that wait by spinning slow each other down many times where cores are shared.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        prepare_machine(device, folder)
         from simulations.run import run_scenario
 
         with RichProgress(Console(stderr=True)) as progress:

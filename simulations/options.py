@@ -41,3 +41,14 @@ def check_writable(out: Path) -> None:
     nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{nearest} is not a folder that can be written")
+
+
+def prepare_machine(device: str, out: Path | None) -> None:
+    """Check device and output folder, and let threads that wait sleep; raises CSL-511 and CSL-513.
+
+    Threads that wait by spinning slow each other down many times where cores are shared.
+    """
+    check_device(device)
+    if out is not None:
+        check_writable(out)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

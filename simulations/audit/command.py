@@ -20,7 +20,7 @@ from common.errors import ConsiliumError
 from common.identity import SiteId
 from simulations.audit.findings import BOUND_LEVEL, MECHANISM_LEVEL, Audit, Sabotage
 from simulations.audit.page import MARKED, page
-from simulations.options import check_device, check_writable
+from simulations.options import prepare_machine
 from simulations.pages import save
 from simulations.progress import RichProgress
 from simulations.scenario import load, locate
@@ -56,11 +56,7 @@ def audit(
             chosen = chosen.model_copy(update={"privacy": privacy})
         if not FEWEST <= canaries <= MOST:
             raise ConsiliumError(errors.SCENARIO_INVALID, f"--canaries: not within [{FEWEST}, {MOST}]")
-        check_device(device)
-        if out is not None:
-            check_writable(out)
-        # Threads that wait by spinning slow each other down many times where cores are shared.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        prepare_machine(device, out)
         from simulations.audit.study import audit_scenario
 
         with RichProgress(Console(stderr=True)) as progress:

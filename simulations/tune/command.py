@@ -16,7 +16,7 @@ from rich.text import Text
 from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
-from simulations.options import check_device, check_writable
+from simulations.options import prepare_machine
 from simulations.pages import save
 from simulations.progress import RichProgress
 from simulations.scenario import load, locate
@@ -52,11 +52,7 @@ def tune(
             )
         if not 2 <= trials <= MOST:
             raise ConsiliumError(errors.SCENARIO_INVALID, f"--trials: not within [2, {MOST}]")
-        check_device(device)
-        if out is not None:
-            check_writable(out)
-        # Threads that wait by spinning slow each other down many times where cores are shared.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        prepare_machine(device, out)
         from simulations.tune.study import tune_scenario
 
         with RichProgress(Console(stderr=True)) as progress:
