@@ -252,7 +252,7 @@ def test_without_the_model_in_the_context_the_update_comes_out_alone(monkeypatch
     ) -> bytes:
         return context_of(terms, session, number, stage, bytes(32), encoding, keys)
 
-    monkeypatch.setattr("common.secagg.site.context_of", blind)
+    monkeypatch.setattr("common.secagg.context.context_of", blind)
     monkeypatch.setattr("common.secagg.server.context_of", blind)
     assert suppressed(Attack(4)) == SECRET
 
