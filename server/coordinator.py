@@ -236,7 +236,7 @@ class Coordinator:
         """Return where the site's ledger last ended, for it to check as an epoch opens (RULES 18)."""
         if stage is not Stage.KEYS:
             return {}
-        known = self._witnesses.of(self._study.member(site).public_key)
+        known = self._witnesses.of(self._keys[site])
         return {} if known is None else {LEDGER_PART: known}
 
     def _keep_witnesses(self, replies: Iterable[Envelope]) -> None:
@@ -245,7 +245,7 @@ class Coordinator:
         Who answers first after a start has shown nothing yet: what it showed before must not be overwritten by it.
         """
         shown = {
-            self._study.member(reply.sender).public_key: head
+            self._keys[SiteId(reply.sender)]: head
             for reply in replies
             if reply.stage is not Stage.IDENTIFY and len(head := reply.parts.get(LEDGER_PART, b"")) == LEDGER_BYTES
         }
