@@ -9,18 +9,14 @@ which is outside the promise. Nothing secret belongs here: keys and seeds die wi
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Self
 
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.secagg.journal import Entry
-from common.sqlite_files import FileFaults, create_private
+from common.sqlite_files import FileFaults, SqliteFile
 from common.study import Digest
 
 SCHEMA = 1
@@ -30,10 +26,11 @@ _TABLES = (
     "CREATE TABLE entry (name BLOB PRIMARY KEY, step TEXT NOT NULL, instance INTEGER NOT NULL, view BLOB NOT NULL,"
     " reply BLOB NOT NULL, sha256 BLOB NOT NULL) STRICT",
 )
+_FAULTS = FileFaults(errors.JOURNAL_LOCKED, errors.JOURNAL_UNWRITABLE, errors.JOURNAL_DAMAGED)
 _ENTRY = "SELECT name, step, instance, view, reply, sha256 FROM entry"
 
 
-class SqliteJournal:
+class SqliteJournal(SqliteFile):
     """A :class:`~common.secagg.journal.Journal` on disk, held by this process until it is closed.
 
     path   the file; made with mode 0600 where there is none, in a folder that exists
@@ -46,32 +43,20 @@ class SqliteJournal:
     """
 
     def __init__(self, path: Path, study: Digest, site: SiteId) -> None:
-        self._path, self._study, self._site = path, study, site
-        self._lock = threading.RLock()
-        with self._coded():
-            create_private(path)
-            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-        try:
-            with self._coded():
-                self._open()
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file; nothing can be read or written afterwards."""
-        with self._lock:
-            self._connection.close()
+        self._study, self._site = study, site
+        super().__init__(
+            path,
+            _FAULTS,
+            foreign=errors.JOURNAL_FOREIGN,
+            schema=SCHEMA,
+            tables=_TABLES,
+            wait_seconds=0.0,
+            exclusive=True,
+        )
 
     def floor(self) -> int:
         """Return the highest instance that was ever opened, 0 for none."""
-        with self._lock, self._coded():
+        with self._reading():
             return self._head()[0]
 
     def replies(self) -> Mapping[bytes, bytes]:
@@ -108,31 +93,17 @@ class SqliteJournal:
 
     def read(self, name: bytes) -> Entry | None:
         """Return what is kept under a request's name, verified; None where there is nothing."""
-        with self._lock, self._coded():
+        with self._reading():
             row = self._connection.execute(f"{_ENTRY} WHERE name = ?", (name,)).fetchone()
             return None if row is None else self._verified(row)
 
     def names(self) -> tuple[bytes, ...]:
         """Return the names of the requests answered in this epoch, in the order of the answers."""
-        with self._lock, self._coded():
+        with self._reading():
             return tuple(name for (name,) in self._connection.execute("SELECT name FROM entry ORDER BY rowid"))
 
-    def _open(self) -> None:
-        # The lock is taken by the first transaction and, in this mode, never given back before the file is closed.
-        self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._connection.execute("PRAGMA journal_mode = DELETE")
-        self._connection.execute("PRAGMA synchronous = EXTRA")
-        with self._change():
-            (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
-            (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if schema == 0 and tables == 0:
-                for table in _TABLES:
-                    self._connection.execute(table)
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
-                self._write_head(0, 0)
-            elif schema != SCHEMA:
-                raise ConsiliumError(errors.JOURNAL_FOREIGN, f"{self._path}: schema {schema}")
-            self._verify()
+    def _begin(self) -> None:
+        self._write_head(0, 0)
 
     def _verify(self) -> None:
         _, entries = self._head()
@@ -165,27 +136,6 @@ class SqliteJournal:
             raise self._damaged("a reply was changed")
         return Entry(*row[:5])
 
-    def _damaged(self, seen: str) -> ConsiliumError:
-        return ConsiliumError(errors.JOURNAL_DAMAGED, f"{self._path}: {seen}")
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        """Make one transaction of what is inside: all of it is on disk afterwards, or none."""
-        with self._lock, self._coded():
-            self._connection.execute("BEGIN EXCLUSIVE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # A full disk may have ended the transaction already.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _coded(self) -> AbstractContextManager[None]:
-        """Turn what SQLite and the file system say into coded errors."""
-        return _FAULTS.coded(self._path)
-
 
 class _Replies(Mapping[bytes, bytes]):
     """The replies of a journal's current epoch, without holding them in memory."""
@@ -213,6 +163,3 @@ def _sha256(row: tuple[object, ...]) -> bytes:
         raw = value if isinstance(value, bytes) else str(value).encode()
         digest.update(f"{type(value).__name__} {len(raw)} ".encode() + raw)
     return digest.digest()
-
-
-_FAULTS = FileFaults(errors.JOURNAL_LOCKED, errors.JOURNAL_UNWRITABLE, errors.JOURNAL_DAMAGED)

@@ -9,21 +9,18 @@ the one taken in last is kept.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 from common import errors
-from common.errors import ConsiliumError
 from common.identity import PublicKey
-from common.sqlite_files import FileFaults, create_private
+from common.sqlite_files import FileFaults, SqliteFile
 
 SCHEMA = 1
 _TABLE = "CREATE TABLE witness (key BLOB PRIMARY KEY, sealed BLOB NOT NULL, sha256 BLOB NOT NULL) STRICT"
 _WAIT_SECONDS = 30.0
+_FAULTS = FileFaults(errors.OPERATOR_LOCKED, errors.OPERATOR_UNWRITABLE, errors.OPERATOR_DAMAGED)
 
 
 class Witnesses(Protocol):
@@ -51,7 +48,7 @@ class MemoryWitnesses:
         self._shown.update(shown)
 
 
-class SqliteWitnesses:
+class SqliteWitnesses(SqliteFile):
     """:class:`Witnesses` in one SQLite file.
 
     path          made with mode 0600 where there is none, in a folder that exists
@@ -64,32 +61,13 @@ class SqliteWitnesses:
     """
 
     def __init__(self, path: Path, *, wait_seconds: float = _WAIT_SECONDS) -> None:
-        self._path, self._lock = path, threading.RLock()
-        with _FAULTS.coded(path):
-            create_private(path)
-            self._connection = sqlite3.connect(
-                path, timeout=wait_seconds, isolation_level=None, check_same_thread=False
-            )
-        try:
-            self._open()
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file; nothing can be read or written afterwards."""
-        with self._lock:
-            self._connection.close()
+        super().__init__(
+            path, _FAULTS, foreign=errors.OPERATOR_FOREIGN, schema=SCHEMA, tables=(_TABLE,), wait_seconds=wait_seconds
+        )
 
     def of(self, key: PublicKey) -> bytes | None:
         """Return what a site showed last, verified."""
-        with self._lock, _FAULTS.coded(self._path):
+        with self._reading():
             found = self._connection.execute("SELECT key, sealed, sha256 FROM witness WHERE key = ?", (key,)).fetchone()
             return None if found is None else self._verified(found)
 
@@ -99,48 +77,20 @@ class SqliteWitnesses:
         with self._change():
             self._connection.executemany("INSERT OR REPLACE INTO witness VALUES (?, ?, ?)", rows)
 
-    def _open(self) -> None:
-        with _FAULTS.coded(self._path):
-            self._connection.execute("PRAGMA journal_mode = DELETE")
-            self._connection.execute("PRAGMA synchronous = EXTRA")
-        with self._change():
-            (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
-            (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if schema == 0 and tables == 0:
-                self._connection.execute(_TABLE)
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif schema != SCHEMA:
-                raise ConsiliumError(errors.OPERATOR_FOREIGN, f"{self._path}: schema {schema}")
-            (state,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
-            if state != "ok":
-                raise ConsiliumError(errors.OPERATOR_DAMAGED, f"{self._path}: {state}")
-            for row in self._connection.execute("SELECT key, sealed, sha256 FROM witness"):
-                self._verified(row)
+    def _verify(self) -> None:
+        (state,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if state != "ok":
+            raise self._damaged(state)
+        for row in self._connection.execute("SELECT key, sealed, sha256 FROM witness"):
+            self._verified(row)
 
     def _verified(self, row: tuple[object, object, object]) -> bytes:
         key, sealed, sha256 = row
         if not (isinstance(key, bytes) and isinstance(sealed, bytes) and _sha256(key, sealed) == sha256):
-            raise ConsiliumError(errors.OPERATOR_DAMAGED, f"{self._path}: a row was changed")
+            raise self._damaged("a row was changed")
         return sealed
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        """Make one transaction of what is inside: all of it is on disk afterwards, or none."""
-        with self._lock, _FAULTS.coded(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # A full disk may have ended the transaction already.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
 
 
 def _sha256(key: bytes, sealed: bytes) -> bytes:
     """Return the digest of a row, in which the key's length parts the two."""
     return hashlib.sha256(b"consilium/witness\x00" + len(key).to_bytes(8, "big") + key + sealed).digest()
-
-
-_FAULTS = FileFaults(errors.OPERATOR_LOCKED, errors.OPERATOR_UNWRITABLE, errors.OPERATOR_DAMAGED)
