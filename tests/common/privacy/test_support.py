@@ -68,6 +68,8 @@ def spent(
 @example(noise=0.05, rate=1.0, steps=1, grid=1e-2)
 @example(noise=1e5, rate=1e-6, steps=10_000_000, grid=1e-3)
 @example(noise=0.5, rate=0.5, steps=100, grid=1e-3)
+@example(noise=1.0, rate=math.exp(-6.0), steps=22_026, grid=1e-3)
+@example(noise=0.581, rate=0.001472, steps=45_325, grid=1e-3)
 @settings(max_examples=40, deadline=None)
 def test_no_composition_of_steps_takes_more_points_than_were_foreseen(
     noise: float, rate: float, steps: int, grid: float
