@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training.bucketing import divide
-from client.training.features import Features, count_units, device_of
+from client.training.features import Features, device_of
 from client.training.loop import make_optimizer
 from client.training.noise import NoiseSource
-from client.training.sampler import cap_records, poisson_sample
-from client.training.step import clip_by_unit, privacy_units
+from client.training.step import clip_by_unit, normals, privacy_units, sampled
 from common import errors
 from common.adapters import AdaptedModel, Vector
 from common.errors import ConsiliumError
@@ -155,7 +154,9 @@ class StackedTraining:
         """Return each site's noised mean gradient, (sites, dimension) float64; see :func:`private_gradient`."""
         firsts = np.cumsum([0] + [len(site.features) for site in sites])
         drawn = [
-            np.empty(0, dtype=np.int64) if place in failed else _sample(site) + first
+            np.empty(0, dtype=np.int64)
+            if place in failed
+            else sampled(privacy_units(site.features, site.plan), site.plan, site.noise) + first
             for place, (site, first) in enumerate(zip(sites, firsts, strict=False))
         ]
         owners = np.repeat(np.arange(len(sites)), [len(rows) for rows in drawn])
@@ -172,7 +173,7 @@ class StackedTraining:
             if place in failed:
                 continue
             try:
-                shock = _shock(site.noise, weights.shape[1])
+                shock = normals(site.noise, weights.shape[1])
             except ConsiliumError as error:
                 failed[place] = error
                 continue
@@ -234,21 +235,6 @@ def _groups(rows: Rows, owners: Rows, units: Rows, dimension: int) -> Iterator[t
             yield rows[start:first], owners[start:first]
             start = int(first)
     yield rows[start:], owners[start:]
-
-
-def _sample(site: Charged) -> Rows:
-    """Return the records of one site that take part in a step, drawn as :func:`private_gradient` draws them."""
-    units = privacy_units(site.features, site.plan)
-    drawn = poisson_sample(count_units(units), site.plan.sampling_rate, site.noise)
-    return cap_records(units, drawn, site.plan.max_records_per_unit, site.noise)
-
-
-def _shock(noise: NoiseSource, size: int) -> NDArray[np.float64]:
-    """Return standard normals for one step of one site; raises CSL-206."""
-    shock = noise.gaussian(size)
-    if shock.shape != (size,) or not np.isfinite(shock).all():
-        raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
-    return shock
 
 
 def _update(end: Vector, start: Vector) -> Found:

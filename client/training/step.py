@@ -48,8 +48,7 @@ def private_gradient(
     Raises CSL-201 where discrete noise is asked for and ``features`` were not computed each alone.
     """
     units = privacy_units(features, plan)
-    drawn = poisson_sample(count_units(units), plan.sampling_rate, noise)
-    rows = cap_records(units, drawn, plan.max_records_per_unit, noise)
+    rows = sampled(units, plan, noise)
     if plan.noise is TrainingNoise.DISCRETE:
         summed = rounded_sum(model, features, rows, units, plan.grid, gradients)
         integers = noise.discrete_gaussian(plan.grid.deviation, len(summed))
@@ -57,12 +56,26 @@ def private_gradient(
             raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
         return (summed + integers).astype(np.float64) * plan.grid.step / plan.divisor
     total = clipped_sum(model, features, rows, units, plan.clip_norm, gradients, micro_batch=micro_batch)
-    shock = noise.gaussian(len(total))
-    if shock.shape != total.shape or not np.isfinite(shock).all():
-        raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
-    total += plan.noise_deviation * shock
+    total += plan.noise_deviation * normals(noise, len(total))
     total /= plan.divisor
     return total
+
+
+def sampled(units: NDArray[np.int64], plan: PrivacyPlan, noise: NoiseSource) -> NDArray[np.int64]:
+    """Draw the units of one step and return their records, capped, in rising order.
+
+    units  (records,) int64, as :func:`privacy_units` returns them
+    """
+    drawn = poisson_sample(count_units(units), plan.sampling_rate, noise)
+    return cap_records(units, drawn, plan.max_records_per_unit, noise)
+
+
+def normals(noise: NoiseSource, size: int) -> NDArray[np.float64]:
+    """Return standard normals for one step, (size,) float64; raises CSL-206 where the source gives none that are."""
+    drawn = noise.gaussian(size)
+    if drawn.shape != (size,) or not np.isfinite(drawn).all():
+        raise ConsiliumError(errors.NOISE_FAULT, "the source returned no usable noise")
+    return drawn
 
 
 def clipped_sum(
@@ -162,8 +175,7 @@ def _finite_totals(rows: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
     """Return each unit's sum of rows, (units, parameters), and its L2 norm; without units that are not finite."""
     owners, place = torch.unique(units, return_inverse=True)
     if len(owners) < len(units):
-        summed = torch.zeros(len(owners), rows.shape[1], dtype=torch.float64, device=rows.device)
-        rows = summed.index_add_(0, place.to(rows.device), rows)
+        rows = _sum_by_unit(rows, place.to(rows.device), len(owners))
     norms = torch.linalg.vector_norm(rows, dim=1)
     finite = torch.isfinite(norms)
     return (rows, norms) if bool(finite.all()) else (rows[finite], norms[finite])

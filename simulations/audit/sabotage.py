@@ -16,8 +16,8 @@ from client.training.features import Features, count_units, device_of
 from client.training.gradients import PerExampleGradients
 from client.training.loop import take_steps
 from client.training.noise import NoiseSource
-from client.training.sampler import cap_records, poisson_sample
-from client.training.step import clipped_sum, privacy_units
+from client.training.sampler import poisson_sample
+from client.training.step import clipped_sum, privacy_units, sampled
 from client.workload import TextWorkload
 from common import errors
 from common.adapters import AdaptedModel, Vector
@@ -130,9 +130,7 @@ def _clipped_by_micro_batch(
     micro_batch: int,
 ) -> NDArray[np.float64]:
     """Clip the mean gradient of a micro-batch and multiply by its size: nobody in it is clipped."""
-    units = privacy_units(features, plan)
-    drawn = poisson_sample(count_units(units), plan.sampling_rate, noise)
-    rows = cap_records(units, drawn, plan.max_records_per_unit, noise)
+    rows = sampled(privacy_units(features, plan), plan, noise)
     device = device_of(model)
     total = torch.zeros(model.dimension, dtype=torch.float64, device=device)
     for part in features.micro_batches(rows, micro_batch):
