@@ -7,7 +7,7 @@ exist in the simulator only; nothing they compute is a release.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,12 @@ class Quality:
         present = total > 0
         return float(np.mean(2.0 * hits[present] / total[present])) if present.any() else 0.0
 
+    @classmethod
+    def pooled(cls, parts: Iterable[Quality]) -> Quality:
+        """Return the quality on all the records of some sets together, at least one."""
+        first, *others = parts
+        return sum(others, first)
+
     def __add__(self, other: Quality) -> Quality:
         return Quality(self.confusion + other.confusion)
 
@@ -80,6 +86,11 @@ def judge(model: AdaptedModel, vector: Vector, features: Features, classes: int)
     """Return the exact quality of a vector on records; the model keeps the vector."""
     model.write_vector(vector)
     return Quality.of(features.targets, predict(model, features), classes)
+
+
+def judge_all(model: AdaptedModel, vector: Vector, split: Iterable[Features], classes: int) -> Quality:
+    """Return the exact quality of a vector on the records of all sites together."""
+    return Quality.pooled(judge(model, vector, features, classes) for features in split)
 
 
 def train_arm(
@@ -98,25 +109,43 @@ def train_arm(
     """
     optimizer = server_optimizer(training)
     vector = start.copy()
-    total = sum(learner.weight for learner in learners)
     for round_index in range(training.rounds):
-        mean = np.zeros(len(start), dtype=np.float64)
-        for learner in learners:
-            if learner.plan is None:
-                update = train_plainly(
-                    model,
-                    learner.features,
-                    training,
-                    noise,
-                    start=vector,
-                    round_index=round_index,
-                    sampling_rate=sampling_rate,
-                )
-            else:
-                update = train_privately(
-                    model, learner.features, learner.plan, training, noise, start=vector, round_index=round_index
-                )
-            mean += learner.weight / total * update.astype(np.float64)
+        mean = mean_update(model, learners, training, vector, round_index, sampling_rate=sampling_rate, noise=noise)
         vector = optimizer.step(vector, mean, round_index)
         on_round(round_index)
     return vector
+
+
+def mean_update(
+    model: AdaptedModel,
+    learners: Sequence[Learner],
+    training: Training,
+    vector: Vector,
+    round_index: int,
+    *,
+    sampling_rate: float,
+    noise: NoiseSource,
+) -> NDArray[np.float64]:
+    """Train every member of an arm for one round and return the weighted mean of their updates, (dimension,).
+
+    Arguments as for :func:`train_arm`
+    """
+    total = sum(learner.weight for learner in learners)
+    mean = np.zeros(len(vector), dtype=np.float64)
+    for learner in learners:
+        if learner.plan is None:
+            update = train_plainly(
+                model,
+                learner.features,
+                training,
+                noise,
+                start=vector,
+                round_index=round_index,
+                sampling_rate=sampling_rate,
+            )
+        else:
+            update = train_privately(
+                model, learner.features, learner.plan, training, noise, start=vector, round_index=round_index
+            )
+        mean += learner.weight / total * update.astype(np.float64)
+    return mean

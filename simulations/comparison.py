@@ -18,12 +18,12 @@ from common.adapters import Vector
 from common.identity import SiteId
 from common.privacy.plan import PrivacyPlan
 from common.study import Privacy, Training
-from simulations.arms import Learner, Quality, judge, train_arm
+from simulations.arms import Learner, Quality, judge, judge_all, train_arm
 from simulations.authoring import band
 from simulations.metrics import Trial, Tuning
 from simulations.preparation import Prepared
 from simulations.progress import Progress
-from simulations.scenario import Baseline, Scenario
+from simulations.scenario import Baseline, Scenario, with_rate
 
 FEDERATED = "federated"
 
@@ -148,9 +148,7 @@ class Comparison:
         )
 
     def _pooled(self, vector: Vector, split: Mapping[SiteId, Features]) -> Quality:
-        model, classes = self._prepared.model, self._prepared.task.classes
-        qualities = [judge(model, vector, features, classes) for features in split.values()]
-        return sum(qualities[1:], qualities[0])
+        return judge_all(self._prepared.model, vector, split.values(), self._prepared.task.classes)
 
     @staticmethod
     def _distinct(vectors: Mapping[SiteId, Vector]) -> list[tuple[SiteId, Vector]]:
@@ -159,9 +157,3 @@ class Comparison:
         for site, vector in vectors.items():
             seen.setdefault(id(vector), (site, vector))
         return list(seen.values())
-
-
-def with_rate(training: Training, rate: float) -> Training:
-    """Return the training with another learning rate: the server's with FedAdam, else the sites' own."""
-    name = "server_learning_rate" if training.server_optimizer == "fedadam" else "learning_rate"
-    return training.model_copy(update={name: rate})

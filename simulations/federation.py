@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from client.site import SiteLog
 from common.adapters import Vector
 from common.identity import SiteId
-from common.study import Training
+from common.study import Privacy, Training
 from server.coordinator import Coordinator, RoundRecord
 from server.witnesses import MemoryWitnesses
-from simulations.arms import Quality, judge
-from simulations.authoring import Authored, Consortium
+from simulations.arms import Quality, judge_all
+from simulations.authoring import Authored, Consortium, author
 from simulations.engines import EntropySource, run_study
 from simulations.hosting import Part, host
 from simulations.metrics import CurvePoint
 from simulations.options import Engine
 from simulations.preparation import Prepared
 from simulations.progress import Progress
+from simulations.scenario import Scenario
 
 _CURVE_POINTS = 10
 
@@ -47,6 +48,22 @@ class Federation:
     def vector(self) -> Vector:
         """The vector that the study released."""
         return self.coordinator.outcome.vector
+
+
+def agree(scenario: Scenario, prepared: Prepared, privacy: Privacy, consortium: Consortium) -> Authored:
+    """Write, sign and approve the study of a prepared scenario; raises what :func:`simulations.authoring.author` does.
+
+    privacy  the study's part, as :func:`simulations.authoring.privacy_of` the scenario
+    """
+    return author(
+        scenario,
+        manifest=prepared.backbone.manifest,
+        units=prepared.units,
+        dimension=prepared.model.dimension,
+        privacy=privacy,
+        consortium=consortium,
+        stream=prepared.stream,
+    )
 
 
 def federate(
@@ -119,10 +136,7 @@ def federate(
 
 def pooled_validation(prepared: Prepared, vector: Vector) -> Quality:
     """Return the exact quality of a vector on all sites' validation records."""
-    qualities = [
-        judge(prepared.model, vector, features, prepared.task.classes) for features in prepared.validation.values()
-    ]
-    return sum(qualities[1:], qualities[0])
+    return judge_all(prepared.model, vector, prepared.validation.values(), prepared.task.classes)
 
 
 def is_shown(round_index: int, rounds: int) -> bool:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common import errors
 from common.errors import ConsiliumError
 from common.study import Hex32, describe
+from simulations.outputs import save
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -256,10 +257,7 @@ def write(metrics: Metrics, path: Path) -> None:
         )
     except ValueError as error:
         raise ConsiliumError(errors.METRICS_INVALID, str(error)) from error
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{path}: {error.strerror}") from error
+    save(text + "\n", path)
 
 
 def read(path: Path) -> Metrics:

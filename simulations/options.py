@@ -11,6 +11,7 @@ from pathlib import Path
 from common import errors
 from common.errors import ConsiliumError
 from common.study import TrainingNoise
+from simulations.outputs import check_writable
 from simulations.scenario import Scenario
 
 
@@ -34,13 +35,6 @@ def check_device(device: str) -> None:
     """Raise CSL-511 for the name of a device that is none."""
     if not re.fullmatch(r"auto|cpu|cuda:\d+", device):
         raise ConsiliumError(errors.SCENARIO_INVALID, f"--device: {device!r} is none of auto, cpu, cuda:N")
-
-
-def check_writable(out: Path) -> None:
-    """Raise CSL-513 for an output folder that cannot be made; writes nothing."""
-    nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{nearest} is not a folder that can be written")
 
 
 def prepare_machine(device: str, out: Path | None) -> None:

@@ -14,8 +14,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from common import errors
-from common.errors import ConsiliumError
 from simulations.figures import clean
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -62,11 +60,3 @@ def drawn(svg: str) -> Markup:
 def both(draw: Callable[[int], str]) -> Markup:
     """Return one figure for a wide and a narrow screen."""
     return drawn(f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>')
-
-
-def save(page: str, path: Path) -> None:
-    """Write a page; raises CSL-513 if the path cannot be written."""
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{path}: {error.strerror}") from error

@@ -21,7 +21,8 @@ from common.study import Study, Unit
 from simulations import figures, findings
 from simulations.figures import Bar, Mark, Panel, Row, clean, percent
 from simulations.metrics import SITE_FIGURES, Metrics, SiteMetrics
-from simulations.pages import Style, both, drawn, environment, save, sheet
+from simulations.outputs import save
+from simulations.pages import Style, both, drawn, environment, sheet
 
 MOST_ROWS = 60
 """Sites drawn in one figure; of more, those that gain most and least."""

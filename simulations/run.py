@@ -14,8 +14,6 @@ import torch
 from client.preflight import check
 from client.training.precision import Precision, fastest_precision
 from client.training.store import FeatureStore
-from common import errors
-from common.errors import ConsiliumError
 from common.stopwatch import Stopwatch
 from server.release import write_release
 from simulations import metrics
@@ -25,6 +23,7 @@ from simulations.engines import EntropySource
 from simulations.federation import federate
 from simulations.hosting import noise_of
 from simulations.options import Engine
+from simulations.outputs import make_folder
 from simulations.preparation import prepare, resolve_device
 from simulations.progress import Progress
 from simulations.report import write_report
@@ -124,11 +123,3 @@ def run_scenario(
     metrics.write(result, out / "metrics.json")
     write_report(result, authored.study, out / "report.html")
     return result
-
-
-def make_folder(out: Path) -> None:
-    """Make the output folder; raises CSL-513 where that cannot be done."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{out}: {error.strerror}") from error

@@ -224,24 +224,13 @@ def load(path: Path, full: bool = False) -> Scenario:
     Both forms are checked whichever is asked for. Raises CSL-510 where the file cannot be read as TOML, CSL-511 with
     the name of the field that is wrong.
     """
-    plain, whole = _read(path)
-    scenario = from_fields(plain)
-    if whole is None:
-        if full:
-            raise ConsiliumError(errors.SCENARIO_INVALID, "full: this scenario has no [full] table")
-        return scenario
-    complete = from_fields(whole)
-    return complete if full else scenario
+    return _read(path, full)[0]
 
 
 def explained(path: Path, full: bool = False) -> tuple[Explained, ...]:
     """Return each setting of the recipe as a scenario file has it, who decided it and why; raises as :func:`load`."""
-    scenario = load(path, full)
-    plain, whole = _read(path)
-    return explain(
-        whole if full and whole is not None else plain,
-        {name: part.model_dump(mode="json") for name, part in scenario if isinstance(part, Part)},
-    )
+    scenario, fields = _read(path, full)
+    return explain(fields, {name: part.model_dump(mode="json") for name, part in scenario if isinstance(part, Part)})
 
 
 def from_fields(fields: Mapping[str, object]) -> Scenario:
@@ -251,6 +240,21 @@ def from_fields(fields: Mapping[str, object]) -> Scenario:
         if wrong:
             raise ConsiliumError(errors.SCENARIO_INVALID, detail)
     return scenario
+
+
+def rate_name(training: Training) -> str:
+    """Return which learning rate matters: the server's with FedAdam, which knows no scale, else the sites' own."""
+    return "server_learning_rate" if training.server_optimizer == "fedadam" else "learning_rate"
+
+
+def rate_of(training: Training) -> float:
+    """Return the learning rate that matters."""
+    return training.server_learning_rate if rate_name(training) == "server_learning_rate" else training.learning_rate
+
+
+def with_rate(training: Training, rate: float) -> Training:
+    """Return the training with another learning rate where it matters."""
+    return training.model_copy(update={rate_name(training): rate})
 
 
 def shipped() -> tuple[str, ...]:
@@ -271,8 +275,8 @@ def locate(reference: str) -> Path:
     )
 
 
-def _read(path: Path) -> tuple[dict[str, object], dict[str, object] | None]:
-    """Return a file's fields without and with its ``[full]`` table, None where it has none; raises CSL-510, CSL-511."""
+def _read(path: Path, full: bool) -> tuple[Scenario, Mapping[str, object]]:
+    """Return the scenario that was asked for and the fields that it was made of; raises CSL-510, CSL-511."""
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -280,11 +284,16 @@ def _read(path: Path) -> tuple[dict[str, object], dict[str, object] | None]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConsiliumError(errors.SCENARIO_UNREADABLE, f"{path}: {error}") from error
     overrides = fields.pop("full", None)
-    if overrides is None:
-        return fields, None
-    if not isinstance(overrides, dict):
+    if overrides is not None and not isinstance(overrides, dict):
         raise ConsiliumError(errors.SCENARIO_INVALID, "full: must be a table")
-    return fields, _merged(fields, overrides)
+    scenario = from_fields(fields)
+    if overrides is None:
+        if full:
+            raise ConsiliumError(errors.SCENARIO_INVALID, "full: this scenario has no [full] table")
+        return scenario, fields
+    whole = _merged(fields, overrides)
+    complete = from_fields(whole)
+    return (complete, whole) if full else (scenario, fields)
 
 
 def _contradictions(scenario: Scenario) -> tuple[tuple[bool, str], ...]:

@@ -57,7 +57,7 @@ def summarise(
     """Return the metrics of a finished run."""
     study = federation.authored.study
     own = own_tests(prepared, federation)
-    pooled = sum(list(own.values())[1:], next(iter(own.values())))
+    pooled = Quality.pooled(own.values())
     return m.Metrics(
         study_digest=federation.authored.agreement.digest,
         scenario=scenario.name,

@@ -21,7 +21,7 @@ from common.identity import SiteId
 from simulations.audit.findings import BOUND_LEVEL, MECHANISM_LEVEL, Audit, Sabotage
 from simulations.audit.page import MARKED, page
 from simulations.options import prepare_machine
-from simulations.pages import save
+from simulations.outputs import make_folder, save
 from simulations.progress import RichProgress
 from simulations.scenario import load, locate
 
@@ -83,10 +83,7 @@ def audit(
 
 def write(found: Audit, out: Path) -> None:
     """Write audit.json and audit.html; raises CSL-513."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{out}: {error.strerror}") from error
+    make_folder(out)
     save(found.model_dump_json(indent=2) + "\n", out / "audit.json")
     save(page(found), out / "audit.html")
 

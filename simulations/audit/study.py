@@ -31,8 +31,9 @@ from simulations.audit.mechanism import NoiseTest, WeightTest
 from simulations.audit.membership import attack, gains
 from simulations.audit.power import Rules, replay
 from simulations.audit.sabotage import trainer_for
-from simulations.authoring import Consortium, author, privacy_of
+from simulations.authoring import Consortium, privacy_of
 from simulations.engines import EntropySource
+from simulations.federation import agree
 from simulations.hosting import noise_of
 from simulations.preparation import Prepared, prepare, resolve_device
 from simulations.progress import Progress
@@ -77,15 +78,7 @@ def audit_scenario(
     audited = _choose(prepared, site)
     progress.note(check(prepared.model, prepared.task).summary())
     consortium = Consortium.draw(tuple(prepared.units), entropy)
-    study = author(
-        scenario,
-        manifest=prepared.backbone.manifest,
-        units=prepared.units,
-        dimension=prepared.model.dimension,
-        privacy=privacy,
-        consortium=consortium,
-        stream=prepared.stream,
-    ).study
+    study = agree(scenario, prepared, privacy, consortium).study
     plan = PrivacyPlan.for_site(study, audited)
     real = within_cap(prepared.training[audited], plan.max_records_per_unit)
     planted = plant(

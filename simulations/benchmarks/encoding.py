@@ -25,8 +25,9 @@ from common.secagg.rotation import rotate
 from common.stopwatch import Stopwatch
 from common.study import Study
 from simulations import scenario as scenarios
-from simulations.authoring import Consortium, author, privacy_of
+from simulations.authoring import Consortium, privacy_of
 from simulations.engines import EntropySource
+from simulations.federation import agree
 from simulations.hosting import noise_of
 from simulations.preparation import prepare
 from simulations.progress import SilentProgress
@@ -42,15 +43,7 @@ def updates_of_demo(rounds: int) -> tuple[Study, list[Updates]]:
     chosen, entropy = scenarios.load(scenarios.locate("demo")), EntropySource(None)
     prepared = prepare(chosen, None, "cpu", SilentProgress(), Stopwatch())
     consortium = Consortium.draw(tuple(prepared.units), entropy)
-    study = author(
-        chosen,
-        manifest=prepared.backbone.manifest,
-        units=prepared.units,
-        dimension=prepared.model.dimension,
-        privacy=privacy_of(chosen),
-        consortium=consortium,
-        stream=prepared.stream,
-    ).study
+    study = agree(chosen, prepared, privacy_of(chosen), consortium).study
     workloads = {
         site: TextWorkload(
             study,

@@ -21,16 +21,14 @@ from numpy.typing import NDArray
 
 from client.data import Examples
 from client.training.features import Features
-from client.training.loop import train_privately
 from common import backbone as backbones
 from common.adapters import AdaptedModel, attach
 from common.identity import SiteId
 from common.privacy.plan import PrivacyPlan
-from common.study import Privacy
 from common.tasks import Encoded, task_for
 from server.aggregation import server_optimizer
 from simulations import scenario as scenarios
-from simulations.arms import judge
+from simulations.arms import Learner, judge_all, mean_update
 from simulations.authoring import band, privacy_of
 from simulations.benchmarks._rows import Row, kept, save
 from simulations.cohort import load_sites
@@ -85,12 +83,6 @@ class Bench:
             {site.site: len(site.train) for site in sites},
         )
 
-    def plan(self, site: SiteId, privacy: Privacy) -> PrivacyPlan:
-        """Return how a site trains."""
-        return PrivacyPlan.of(
-            privacy, self.scenario.training, self.scenario.evaluation, population=band(self.units[site])
-        )
-
 
 def attached(scenario: Scenario) -> AdaptedModel:
     """Return a scenario's backbone with its adapter."""
@@ -106,7 +98,7 @@ class Study:
         scenario = bench.scenario
         adapter = scenario.adapter.model_copy(update={"last_layers": layers})
         scenario = scenario.model_copy(update={"adapter": adapter})
-        self._bench, self._training = bench, scenario.training
+        self._training, self._testing = scenario.training, bench.testing
         self._privacy = privacy_of(scenario)
         self._model = attached(scenario)
         self._noise = noise_of(EntropySource(None), "bench")
@@ -114,40 +106,35 @@ class Study:
         self.vector = self._model.read_vector()
         kind = Features if buckets else Drawn
         started = perf_counter()
-        self._features = {
-            site: kind(self._model, encoded, cache=cache) for site, encoded in bench.training.items()
-        }  # fmt: skip
+        self.features = [kind(self._model, encoded, cache=cache) for encoded in bench.training.values()]
         self.seconds_prefix = perf_counter() - started
+        bands = [band(bench.units[site]) for site in bench.training]
+        self._learners = [
+            Learner(own, size, PrivacyPlan.of(self._privacy, self._training, scenario.evaluation, population=size))
+            for own, size in zip(self.features, bands, strict=True)
+        ]
         self._round = 0
 
     def round(self) -> float:
         """Train all sites once and take the server's step; return the seconds that it took."""
         started = perf_counter()
-        mean = np.zeros(len(self.vector))
-        total = sum(band(count) for count in self._bench.units.values())
-        for site, features in self._features.items():
-            update = train_privately(
-                self._model,
-                features,
-                self._bench.plan(site, self._privacy),
-                self._training,
-                self._noise,
-                start=self.vector,
-                round_index=self._round,
-            )
-            mean += band(self._bench.units[site]) / total * update.astype(np.float64)
+        mean = mean_update(
+            self._model,
+            self._learners,
+            self._training,
+            self.vector,
+            self._round,
+            sampling_rate=self._privacy.sampling_rate,
+            noise=self._noise,
+        )
         self.vector = self._optimizer.step(self.vector, mean, self._round)
         self._round = (self._round + 1) % self._training.rounds
         return perf_counter() - started
 
     def accuracy(self) -> float:
         """Return the exact accuracy on all test records."""
-        classes = self._model.task.classes
-        qualities = [
-            judge(self._model, self.vector, Features(self._model, encoded), classes)
-            for encoded in self._bench.testing.values()
-        ]
-        return sum(qualities[1:], qualities[0]).accuracy
+        tested = (Features(self._model, encoded) for encoded in self._testing.values())
+        return judge_all(self._model, self.vector, tested, self._model.task.classes).accuracy
 
 
 def four_ways(bench: Bench) -> list[Row]:

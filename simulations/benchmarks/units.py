@@ -21,10 +21,11 @@ from common.privacy.plan import PrivacyPlan
 from common.stopwatch import Stopwatch
 from common.study import Unit
 from simulations import scenario as scenarios
-from simulations.authoring import Consortium, author, privacy_of
+from simulations.arms import Quality
+from simulations.authoring import Consortium, privacy_of
 from simulations.benchmarks._rows import Row, kept, save
 from simulations.engines import EntropySource
-from simulations.federation import federate
+from simulations.federation import agree, federate
 from simulations.preparation import prepare
 from simulations.progress import SilentProgress
 from simulations.scenario import Scenario
@@ -58,19 +59,11 @@ def measure(chosen: Scenario, data_dir: Path | None = None) -> Row:
     entropy, progress = EntropySource(None), SilentProgress()
     prepared = prepare(chosen, data_dir, "cpu", progress, Stopwatch())
     consortium = Consortium.draw(tuple(prepared.units), entropy)
-    authored = author(
-        chosen,
-        manifest=prepared.backbone.manifest,
-        units=prepared.units,
-        dimension=prepared.model.dimension,
-        privacy=privacy_of(chosen),
-        consortium=consortium,
-        stream=prepared.stream,
-    )
+    authored = agree(chosen, prepared, privacy_of(chosen), consortium)
     federation = federate(prepared, authored, consortium, entropy, progress)
     study = authored.study
     plan = PrivacyPlan.for_site(study, study.roster[0].site_id)
-    exact = list(own_tests(prepared, federation).values())
+    exact = Quality.pooled(own_tests(prepared, federation).values())
     counts = federation.coordinator.outcome.counts
     released = (
         (None, None, None)
@@ -86,7 +79,7 @@ def measure(chosen: Scenario, data_dir: Path | None = None) -> Row:
         **{f"epsilon_{records}": _finite(epsilon_for_person(plan, records)) for records in SHOWN},
         "records": sum(len(site.train) for site in prepared.sites),
         "patients": sum(len(np.unique(site.train.units)) for site in prepared.sites),
-        "accuracy": sum(exact[1:], exact[0]).accuracy,
+        "accuracy": exact.accuracy,
         "released": released[0],
         "low": released[1],
         "high": released[2],

@@ -21,15 +21,16 @@ import torch
 from common.stopwatch import Stopwatch
 from common.study import Training
 from simulations import scenario as scenarios
-from simulations.authoring import Consortium, author, privacy_of
+from simulations.arms import Quality
+from simulations.authoring import Consortium, privacy_of
 from simulations.benchmarks._rows import Row, kept, save
-from simulations.comparison import FEDERATED, Comparison, with_rate
+from simulations.comparison import FEDERATED, Comparison
 from simulations.engines import EntropySource
-from simulations.federation import federate
+from simulations.federation import agree, federate
 from simulations.hosting import noise_of
 from simulations.preparation import Prepared, prepare
 from simulations.progress import SilentProgress
-from simulations.scenario import Baseline, Scenario
+from simulations.scenario import Baseline, Scenario, rate_of, with_rate
 from simulations.summary import own_tests
 
 OUT = Path("runs/bench/utility.json")
@@ -88,7 +89,8 @@ class Bench:
         chosen = variant(cell)
         prepared = self._prepare(cell, chosen)
         entropy, progress = EntropySource(None), SilentProgress()
-        comparison = Comparison(chosen, prepared, privacy_of(chosen), progress, noise_of(entropy, "arms"))
+        privacy = privacy_of(chosen)
+        comparison = Comparison(chosen, prepared, privacy, progress, noise_of(entropy, "arms"))
         training = self._training(cell, chosen, comparison)
         chosen = chosen.model_copy(update={"training": training})
         started = perf_counter()
@@ -97,18 +99,9 @@ class Bench:
             quality = next(iter(comparison.run(arm, training).pooled.values()))
         else:
             consortium = Consortium.draw(tuple(prepared.units), entropy)
-            authored = author(
-                chosen,
-                manifest=prepared.backbone.manifest,
-                units=prepared.units,
-                dimension=prepared.model.dimension,
-                privacy=privacy_of(chosen),
-                consortium=consortium,
-                stream=prepared.stream,
-            )
+            authored = agree(chosen, prepared, privacy, consortium)
             federation = federate(prepared, authored, consortium, entropy, progress)
-            own = list(own_tests(prepared, federation).values())
-            quality = sum(own[1:], own[0])
+            quality = Quality.pooled(own_tests(prepared, federation).values())
         return {
             "data": cell.data,
             "way": cell.way,
@@ -117,7 +110,7 @@ class Bench:
             "accuracy": quality.accuracy,
             "macro_f1": quality.macro_f1,
             "test_records": quality.examples,
-            "rate": _rate(training),
+            "rate": rate_of(training),
             "seconds": perf_counter() - started,
         }
 
@@ -138,15 +131,11 @@ class Bench:
             return with_rate(chosen.training, float(str(same[0]["rate"])))
         arm = FEDERATED if cell.epsilon is not None else Baseline.FEDERATED_NONPRIVATE.value
         rounds = max(1, chosen.training.rounds // 4)
-        tried = [with_rate(chosen.training, factor * _rate(chosen.training)) for factor in RATES]
+        tried = [with_rate(chosen.training, factor * rate_of(chosen.training)) for factor in RATES]
         return max(
             tried,
             key=lambda one: comparison.validation_accuracy(arm, one.model_copy(update={"rounds": rounds})),
         )
-
-
-def _rate(training: Training) -> float:
-    return training.server_learning_rate if training.server_optimizer == "fedadam" else training.learning_rate
 
 
 def table(rows: Sequence[Row]) -> str:

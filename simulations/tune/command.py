@@ -17,7 +17,7 @@ from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
 from simulations.options import prepare_machine
-from simulations.pages import save
+from simulations.outputs import make_folder, save
 from simulations.progress import RichProgress
 from simulations.scenario import load, locate
 from simulations.tune.search import Settings, Tuned, ranked
@@ -75,10 +75,7 @@ def tune(
 
 def write(found: Tuned, out: Path) -> None:
     """Write tuned.toml and tuned.json; raises CSL-513."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConsiliumError(errors.OUTPUT_UNWRITABLE, f"{out}: {error.strerror}") from error
+    make_folder(out)
     save(found.fragment(), out / "tuned.toml")
     save(found.model_dump_json(indent=2) + "\n", out / "tuned.json")
 

@@ -14,7 +14,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from common.study import Part
-from simulations.scenario import Scenario
+from simulations.scenario import Scenario, rate_of, with_rate
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Learning rates that are tried, over the scenario's own."""
@@ -39,9 +39,8 @@ class Settings(Part):
     def of(cls, scenario: Scenario) -> Self:
         """Return a scenario's own."""
         training, privacy = scenario.training, scenario.privacy
-        adaptive = training.server_optimizer == "fedadam"
         return cls(
-            learning_rate=training.server_learning_rate if adaptive else training.learning_rate,
+            learning_rate=rate_of(training),
             clip_norm=privacy.clip_norm,
             sampling_rate=privacy.sampling_rate,
             rounds=training.rounds,
@@ -49,8 +48,7 @@ class Settings(Part):
 
     def applied(self, scenario: Scenario) -> Scenario:
         """Return the scenario with these settings; its noise is calibrated anew."""
-        name = "server_learning_rate" if scenario.training.server_optimizer == "fedadam" else "learning_rate"
-        training = scenario.training.model_copy(update={name: self.learning_rate, "rounds": self.rounds})
+        training = with_rate(scenario.training, self.learning_rate).model_copy(update={"rounds": self.rounds})
         privacy = scenario.privacy.model_copy(
             update={
                 "clip_norm": self.clip_norm,

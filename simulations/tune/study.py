@@ -15,7 +15,7 @@ from simulations.engines import EntropySource
 from simulations.hosting import noise_of
 from simulations.preparation import prepare, resolve_device
 from simulations.progress import Progress
-from simulations.scenario import Scenario
+from simulations.scenario import Scenario, rate_name
 from simulations.tune.search import Settings, Tuned, search
 
 
@@ -61,7 +61,7 @@ def tune_scenario(
         epsilon=scenario.privacy.epsilon,
         delta=scenario.privacy.delta,
         validated=validated,
-        adaptive=scenario.training.server_optimizer == "fedadam",
+        adaptive=rate_name(scenario.training) == "server_learning_rate",
         trials=ran,
         best=best,
     )

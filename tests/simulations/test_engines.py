@@ -16,9 +16,9 @@ from common.errors import ConsiliumError
 from common.messages import Stage
 from common.stopwatch import Stopwatch
 from simulations import options
-from simulations.authoring import Consortium, author, privacy_of
+from simulations.authoring import Consortium, privacy_of
 from simulations.engines import EntropySource
-from simulations.federation import Federation, federate
+from simulations.federation import Federation, agree, federate
 from simulations.options import Engine
 from simulations.preparation import prepare
 from simulations.progress import SilentProgress
@@ -53,15 +53,7 @@ def run(
     entropy, progress = EntropySource(SEED), SilentProgress()
     prepared = prepare(chosen, folder, "cpu", progress, Stopwatch())
     consortium = Consortium.draw(tuple(prepared.units), entropy)
-    authored = author(
-        chosen,
-        manifest=prepared.backbone.manifest,
-        units=prepared.units,
-        dimension=prepared.model.dimension,
-        privacy=privacy_of(chosen),
-        consortium=consortium,
-        stream=prepared.stream,
-    )
+    authored = agree(chosen, prepared, privacy_of(chosen), consortium)
     return federate(prepared, authored, consortium, entropy, progress, engine=engine, lost=lost, tap=tap)
 
 

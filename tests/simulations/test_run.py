@@ -28,7 +28,6 @@ from simulations.noise import SeededNoise
 from simulations.progress import SilentProgress
 from simulations.run import run_scenario
 from simulations.scenario import Baseline, Scenario
-from tests.encoders import write_encoder
 from tests.simulations.tiny import SITES, scenario, write_notes
 
 LEAKY = """
@@ -57,20 +56,6 @@ epsilon = 8.0
 delta = 1e-5
 sampling_rate = 0.5
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_notes(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    write_encoder(folder)
-    return folder
 
 
 def run(

@@ -31,13 +31,13 @@ def records(chosen: Scenario) -> Scenario:
 
 def test_each_way_is_what_it_is_called(bench: Bench) -> None:
     for cache, buckets in WAYS.values():
-        for features in Study(bench, layers=1, cache=cache, buckets=buckets)._features.values():
+        for features in Study(bench, layers=1, cache=cache, buckets=buckets).features:
             assert features.is_cached == cache
             assert isinstance(features, Drawn) != buckets
 
 
 def test_records_stay_in_the_order_in_which_they_were_drawn(bench: Bench) -> None:
-    features = next(iter(Study(bench, layers=1, buckets=False)._features.values()))
+    features = next(iter(Study(bench, layers=1, buckets=False).features))
     rows = np.array([9, 2, 30, 4, 17], dtype=np.int64)
     assert [part.tolist() for part in features.micro_batches(rows, 2)] == [[9, 2], [30, 4], [17]]
 
@@ -67,7 +67,7 @@ def test_a_study_in_rounds_moves_the_vector_and_every_site_trains(bench: Bench) 
     before = study.vector.copy()
     study.round()
     assert not np.array_equal(study.vector, before)
-    assert sum(len(features) for features in study._features.values()) == sum(bench.units.values())
+    assert sum(len(features) for features in study.features) == sum(bench.units.values())
 
 
 def test_the_default_way_has_all_seeds_and_every_cell_is_there_once() -> None:

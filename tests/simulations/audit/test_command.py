@@ -15,25 +15,10 @@ from simulations.audit.findings import Audit, Sabotage
 from simulations.audit.study import audit_scenario
 from simulations.cli import app
 from simulations.progress import SilentProgress
-from tests.encoders import write_encoder
 from tests.simulations.scenarios import fields, toml, write_csv
-from tests.simulations.tiny import scenario, write_notes
+from tests.simulations.tiny import scenario
 
 TRAINING = {"rounds": 30, "steps_per_round": 1, "learning_rate": 1.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_notes(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    write_encoder(folder)
-    return folder
 
 
 def audited(
