@@ -23,7 +23,7 @@ _QUADRATURE = np.linspace(-_TAIL, _TAIL, 401)
 _WEIGHTS = np.exp(-0.5 * _QUADRATURE**2) / np.exp(-0.5 * _QUADRATURE**2).sum()
 _NEVER = 1e-18
 _MARGIN = 1.3
-"""Of rare steps it takes up to 1.15 times as many: it rounds chances to 1e-10, which its orders raise at the far end."""
+"""Of rare steps it takes up to 1.15 times as many: it rounds chances to 1e-10, which its orders raise far out."""
 
 
 def gaussian_points(deviation: float, releases: int, grid: float) -> float:
