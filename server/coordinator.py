@@ -32,6 +32,7 @@ from common.payloads import (
 from common.secagg import Encoding, Phase, ServerSession, Sum
 from common.stopwatch import Stopwatch
 from server.aggregation import Vector, server_optimizer
+from server.progress import RoundRecord
 from server.witnesses import Witnesses
 
 _ATTEMPTS = 3
@@ -50,18 +51,6 @@ class SumStages:
 FITTING = SumStages(Stage.FIT, Stage.VIEW, Stage.UNMASK)
 COUNTING = SumStages(Stage.COUNTS, Stage.COUNTS_VIEW, Stage.COUNTS_UNMASK)
 _OPENING = {Phase.HELLO: Stage.KEYS, Phase.PREPARE: Stage.PREPARE, Phase.ACKNOWLEDGE: Stage.ACKNOWLEDGE}
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """What the operator learns from one round, and all of it."""
-
-    round_index: int
-    attempt: int
-    survivors: tuple[SiteId, ...]
-    update_norm: float
-    bytes_up: int
-    bytes_down: int
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ from client.site import SiteLog
 from common.adapters import Vector
 from common.identity import SiteId
 from common.study import Privacy, Training
-from server.coordinator import Coordinator, RoundRecord
+from server.coordinator import Coordinator
+from server.progress import RoundRecord
 from server.witnesses import MemoryWitnesses
 from simulations.arms import Quality, judge_all
 from simulations.authoring import Authored, Consortium, author
