@@ -201,6 +201,24 @@ OPERATOR_FOREIGN = Fault(
 OPERATOR_UNWRITABLE = Fault(
     "CSL-633", "operator", "the operator's file cannot be written", "free space and check who may write there"
 )
+LINK_FLWR = Fault(
+    "CSL-640", "link", "this flwr is not the version that the link was written for", "install the version named"
+)
+LINK_REFUSED = Fault(
+    "CSL-641",
+    "link",
+    "the server refuses this site's node key",
+    "compare the clocks, and have the operator admit the key",
+)
+LINK_DOWN = Fault("CSL-642", "link", "the server cannot be reached", "check the address, the proxy and the network")
+LINK_TLS = Fault(
+    "CSL-643", "link", "the TLS connection cannot be made", "check the certificates, their dates and who signed them"
+)
+LINK_LISTEN = Fault("CSL-644", "link", "the server cannot listen there", "free the port, or name another")
+LINK_TAKEN = Fault(
+    "CSL-646", "link", "another process connects with this site's node key", "stop the other; one site runs once"
+)
+LINK_MALFORMED = Fault("CSL-645", "link", "what the server sent cannot be read", "none: it was refused")
 
 
 def catalogue() -> tuple[Fault, ...]:

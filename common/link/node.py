@@ -1,0 +1,306 @@
+"""A site's end of the link: connect, pull a request, hand it to the installed app, push the reply, for ever.
+
+Flower's own client for the Fleet API, without its retries, which may end the process. Whatever goes wrong on the way,
+this connects anew and the server asks again; the app answers a request that it has seen before from its own journal.
+Nothing but what a site must send passes the gate, and no code is ever fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_id,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from common import errors
+from common.errors import ConsiliumError
+from common.link.gate import Gate, Write
+from common.link.pinned import check_flwr
+
+HEARTBEAT_SECONDS = 10.0
+"""The shortest that Flower allows; a node is taken for gone after two of them."""
+_CALL_SECONDS = 30.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
+_EMPTY_SECONDS = 0.05
+"""Between two pulls, should a server answer at once that there is nothing."""
+_MAX_OBJECTS = 4096
+_MAX_RESPONSE = 16 << 20
+_MAX_MESSAGE = 1 << 31
+
+App = Callable[[Message, Context], Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a site connects to.
+
+    address  host:port
+    tls      verifies the server; carries the site's own certificate where the server wants one
+    proxy    URL of an HTTP proxy, through which the TLS connection is tunnelled; None for none
+    """
+
+    address: str
+    tls: ssl.SSLContext
+    proxy: str | None = None
+
+
+def client_tls(ca: str, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """Return a context that trusts one CA and no other; raises CSL-643 for files that are no certificates."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(ca)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConsiliumError(errors.LINK_TLS, f"{certificate or ca}: {error}") from error
+    return context
+
+
+class NodeLink:
+    """One site's connection.
+
+    key     the node key, which Flower's transport knows the site by; it proves nothing to anybody else
+    app     the installed ClientApp
+    write   is told of every request before it is sent (the second gate of the site's egress)
+    tell    is told what a person should know: connected, or the coded error that keeps the link down
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        key: ec.EllipticCurvePrivateKey,
+        app: App,
+        *,
+        write: Write,
+        tell: Callable[[ConsiliumError | None], None] = lambda _state: None,
+    ) -> None:
+        check_flwr()
+        self._server, self._key, self._app, self._tell = server, key, app, tell
+        self._gate = Gate(server.address, write)
+        self._stop = threading.Event()
+        self._contexts: dict[int, Context] = {}
+        self.node = 0
+
+    def stop(self) -> None:
+        """Have :meth:`serve` return, after the request in work."""
+        self._stop.set()
+
+    def serve(self) -> None:
+        """Answer requests until stopped. Raises nothing for a link that is down: it goes on trying."""
+        wait, down = _FIRST_WAIT, ""
+        while not self._stop.is_set():
+            try:
+                with self._connected() as client:
+                    self._tell(None)
+                    wait, down = _FIRST_WAIT, ""
+                    while not self._stop.is_set():
+                        if not self._answer_one(client):
+                            self._stop.wait(_EMPTY_SECONDS)
+            except _FAILURES as error:
+                coded = _coded(error)
+                if coded.code != down:
+                    self._tell(coded)
+                down = coded.code
+                # Many sites come back after one server: not all at once.
+                self._stop.wait(wait * random.uniform(0.5, 1.5))  # noqa: S311  nothing secret
+                wait = min(2 * wait, _LONGEST_WAIT)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[FleetHttpClient]:
+        public = public_key_to_bytes(self._key.public_key())
+        auth = NodeAuthHttpInterceptor(self._key, self._key.public_key())
+        with FleetHttpClient(
+            f"https://{self._server.address}", interceptors=[auth, self._gate], verify=self._server.tls
+        ) as client:
+            # Flower's own follows redirects, reads proxies from the environment and bounds no response.
+            client._client.close()
+            client._client = httpx.Client(
+                transport=_Bounded(verify=self._server.tls, proxy=self._server.proxy),
+                timeout=_CALL_SECONDS,
+                trust_env=False,
+                follow_redirects=False,
+            )
+            response = client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_SECONDS))
+            self.node = response.node_id
+            self._gate.node = self.node
+            over = threading.Event()
+            beat = threading.Thread(target=self._beat, args=(client, over), name="heartbeat", daemon=True)
+            beat.start()
+            try:
+                yield client
+                with contextlib.suppress(*_FAILURES):
+                    client.DeactivateNode(DeactivateNodeRequest(node_id=self.node))
+            finally:
+                over.set()
+                beat.join(_CALL_SECONDS)
+
+    def _beat(self, client: FleetHttpClient, over: threading.Event) -> None:
+        request = SendNodeHeartbeatRequest(node=Node(node_id=self.node), heartbeat_interval=HEARTBEAT_SECONDS)
+        while not over.wait(0.8 * HEARTBEAT_SECONDS):
+            # A beat that fails is missed, no more: the calls of the other thread notice a link that is down.
+            with contextlib.suppress(*_FAILURES):
+                client.SendNodeHeartbeat(request)
+
+    def _answer_one(self, client: FleetHttpClient) -> bool:
+        """Pull one request and push its reply; returns False where there was none."""
+        node = Node(node_id=self.node)
+        pulled = client.PullMessages(PullMessagesRequest(node=node))
+        if not pulled.messages_list:
+            return False
+        head, tree = message_from_proto(pulled.messages_list[0]), pulled.message_object_trees[0]
+        message = self._whole(client, node, head.metadata.run_id, tree)
+        if message is None:
+            return True
+        run = message.metadata.run_id
+        if run not in self._contexts:
+            # Flower keeps a context for each run; nothing of ours is in it.
+            self._contexts = {run: Context(run, self.node, {}, RecordDict(), {})}
+        self._push(client, node, self._app(message, self._contexts[run]))
+        return True
+
+    def _whole(self, client: FleetHttpClient, node: Node, run: int, tree: ObjectTree) -> Message | None:
+        """Fetch a message's parts, each by its hash; None for one that cannot be read."""
+        parts = list(iterate_object_tree(tree))
+        if len(parts) > _MAX_OBJECTS:
+            raise ConsiliumError(errors.LINK_MALFORMED, f"{len(parts)} parts")
+        contents: dict[str, bytes] = {}
+        total = 0
+        for part in parts:
+            if part.object_id in contents:
+                continue
+            content = self._object(client, node, run, part.object_id)
+            total += len(content)
+            if total > _MAX_MESSAGE:
+                raise ConsiliumError(errors.LINK_MALFORMED, "the message is too large")
+            contents[part.object_id] = content
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=tree.object_id)
+        )
+        try:
+            message = inflate_object_from_contents(tree.object_id, contents)
+        except Exception:  # a server can send anything: what cannot be read is not answered
+            return None
+        if not isinstance(message, Message) or not message.has_content():
+            return None
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        return message
+
+    def _object(self, client: FleetHttpClient, node: Node, run: int, name: str) -> bytes:
+        wait = 0.02
+        while not self._stop.is_set():
+            response = client.PullObject(PullObjectRequest(node=node, run_id=run, object_id=name))
+            if not response.object_found:
+                raise ConsiliumError(errors.LINK_MALFORMED, "a part is not there")
+            if response.object_available:
+                content = bytes(response.object_content)
+                if get_object_id(content) != name:
+                    raise ConsiliumError(errors.LINK_MALFORMED, "a part is another")
+                return content
+            self._stop.wait(wait)
+            wait = min(2 * wait, 1.0)
+        raise ConsiliumError(errors.LINK_DOWN, "stopped")
+
+    def _push(self, client: FleetHttpClient, node: Node, reply: Message) -> None:
+        run = reply.metadata.run_id
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with no_object_id_recompute():
+            tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
+            contents = {name: part.deflate() for name, part in objects.items()}
+            with self._gate.reply(reply.metadata.reply_to_message_id, contents):
+                response = client.PushMessages(
+                    PushMessagesRequest(
+                        node=node,
+                        messages_list=[message_to_proto(remove_content_from_message(reply))],
+                        message_object_trees=[tree],
+                    )
+                )
+                for name in response.objects_to_push:
+                    if name not in contents:
+                        raise ConsiliumError(errors.LINK_MALFORMED, "the server asks for what is no part of the reply")
+                    client.PushObject(
+                        PushObjectRequest(
+                            node=node,
+                            run_id=run,
+                            session_id=response.session_id,
+                            object_id=name,
+                            object_content=contents[name],
+                        )
+                    )
+
+
+class _Bounded(httpx.HTTPTransport):
+    """Reads no response that is longer than any that the protocol has."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        stream = response.stream
+        assert isinstance(stream, httpx.SyncByteStream)
+        response.stream = _Counted(stream)
+        return response
+
+
+class _Counted(httpx.SyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        total = 0
+        for chunk in self._stream:
+            total += len(chunk)
+            if total > _MAX_RESPONSE:
+                raise ConsiliumError(errors.LINK_MALFORMED, "a response is too long")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+_FAILURES = (httpx.HTTPError, httpx.InvalidURL, ConsiliumError, ValueError, OSError)
+
+
+def _coded(error: BaseException) -> ConsiliumError:
+    if isinstance(error, ConsiliumError):
+        return error
+    if isinstance(error, httpx.HTTPStatusError):
+        status = error.response.status_code
+        if status == httpx.codes.CONFLICT:
+            return ConsiliumError(errors.LINK_TAKEN, "")
+        # Flower answers 4xx where it does not know a key, or finds its signed time too far from its own.
+        return ConsiliumError(errors.LINK_REFUSED if 400 <= status < 500 else errors.LINK_DOWN, f"status {status}")
+    if isinstance(error, httpx.ConnectError) and "certificate" in str(error).lower():
+        return ConsiliumError(errors.LINK_TLS, str(error))
+    return ConsiliumError(errors.LINK_DOWN, type(error).__name__)
