@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from common import errors
+from common.errors import ConsiliumError
 from common.study import Training
 
 Vector = NDArray[np.float32]
@@ -20,6 +22,12 @@ class ServerOptimizer(Protocol):
 
     def step(self, vector: Vector, mean_update: NDArray[np.float64], round_index: int) -> Vector:
         """Return the next global vector; all arrays have shape (dimension,)."""
+
+    def dump(self) -> bytes:
+        """Return what it remembers between rounds, empty for nothing."""
+
+    def restore(self, state: bytes) -> None:
+        """Remember what :meth:`dump` returned; raises CSL-631 for bytes that are not that."""
 
 
 class FedAvg:
@@ -32,6 +40,15 @@ class FedAvg:
         """Return ``vector + learning_rate * mean_update``."""
         del round_index
         return (vector + self._learning_rate * mean_update).astype(np.float32)
+
+    def dump(self) -> bytes:
+        """Return nothing: a step depends on no other."""
+        return b""
+
+    def restore(self, state: bytes) -> None:
+        """Remember nothing."""
+        if state:
+            raise ConsiliumError(errors.OPERATOR_DAMAGED, "FedAvg keeps no state")
 
 
 class FedAdam:
@@ -61,6 +78,23 @@ class FedAdam:
         corrected_second = self._second / (1 - self.beta2**self._steps)
         rate = self._training.server_rate(round_index / self._training.rounds)
         return (vector + rate * corrected_first / (np.sqrt(corrected_second) + self.epsilon)).astype(np.float32)
+
+    def dump(self) -> bytes:
+        """Return the number of steps, 8 bytes, and both moments, little-endian float64."""
+        if self._first is None or self._second is None:
+            return b""
+        moments = (np.ascontiguousarray(moment, dtype="<f8").tobytes() for moment in (self._first, self._second))
+        return self._steps.to_bytes(8, "big") + b"".join(moments)
+
+    def restore(self, state: bytes) -> None:
+        """Remember what :meth:`dump` returned."""
+        if not state:
+            return
+        if len(state) < 8 or (len(state) - 8) % 16:
+            raise ConsiliumError(errors.OPERATOR_DAMAGED, "the moments of FedAdam")
+        self._steps = int.from_bytes(state[:8], "big")
+        moments = np.frombuffer(state[8:], dtype="<f8").astype(np.float64)
+        self._first, self._second = moments[: len(moments) // 2], moments[len(moments) // 2 :]
 
 
 def server_optimizer(training: Training) -> ServerOptimizer:

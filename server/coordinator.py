@@ -2,27 +2,27 @@
 
 It handles sealed envelopes and decoded sums, never one site's update. A sum that aborts is asked for again in a new
 epoch, as a new attempt that every site charges anew; a study whose sites no longer suffice ends with a named error.
+With a journal, where the study stands is kept after every stage: a new process goes on with the very request that the
+old one may have sent, and sites answer it with the very same bytes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Context, Message
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common import errors
 from common.agreement import Agreement
 from common.errors import ConsiliumError
-from common.identity import Identity, PublicKey, SiteId
-from common.link.records import from_records, to_records
-from common.messages import ANYONE, OPERATOR, Envelope, Stage, peek_sender, seal, unseal
+from common.identity import Identity, SiteId
+from common.messages import ANYONE, Stage
 from common.payloads import (
-    LEDGER_BYTES,
-    LEDGER_PART,
     count_encoding,
     dump_round,
     dump_vector,
@@ -30,9 +30,13 @@ from common.payloads import (
     vector_encoding,
 )
 from common.secagg import Encoding, Phase, ServerSession, Sum
+from common.secagg.terms import Terms
 from common.stopwatch import Stopwatch
 from server.aggregation import Vector, server_optimizer
-from server.progress import RoundRecord
+from server.attendance import Attendance, Deadline, Everyone
+from server.board import Board, Standing
+from server.correspondence import Correspondence
+from server.progress import Ending, Progress, RoundRecord, StudyJournal
 from server.witnesses import Witnesses
 
 _ATTEMPTS = 3
@@ -50,16 +54,8 @@ class SumStages:
 
 FITTING = SumStages(Stage.FIT, Stage.VIEW, Stage.UNMASK)
 COUNTING = SumStages(Stage.COUNTS, Stage.COUNTS_VIEW, Stage.COUNTS_UNMASK)
+_SUMMING = (Phase.INPUT, Phase.VIEW, Phase.UNMASK)
 _OPENING = {Phase.HELLO: Stage.KEYS, Phase.PREPARE: Stage.PREPARE, Phase.ACKNOWLEDGE: Stage.ACKNOWLEDGE}
-
-
-@dataclass(slots=True)
-class Traffic:
-    """Bytes of sealed envelopes since the study began."""
-
-    up: int = 0
-    down: int = 0
-    messages: int = 0
 
 
 @dataclass(slots=True)
@@ -76,6 +72,27 @@ class Outcome:
     not_evaluated: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How a study is run, beside what the study says.
+
+    deadline    of a round
+    quorum      connected sites that an epoch is opened with at least; never fewer than the study's smallest cohort
+    attendance  who is connected
+    journal     where the study stands, if it is to outlive this process; raises what its disk raises
+    board       told each site's standing
+    """
+
+    deadline: Deadline = field(default_factory=Deadline)
+    quorum: int = 0
+    attendance: Attendance = field(default_factory=Everyone)
+    journal: StudyJournal | None = None
+    board: Board | None = None
+
+
+_IN_ONE_PROCESS = Conduct()
+
+
 class Coordinator:
     """Runs one study to its end over a Flower grid.
 
@@ -85,7 +102,7 @@ class Coordinator:
     witnesses   what each site showed of its ledger, over all processes and studies of this operator (RULES 18)
     entropy     source of session identifiers and nonces; the operating system's, except in simulations
     on_round    called after each round with its record and the new vector
-    deadline    seconds a stage may take; None waits
+    conduct     how it is run; in one process where nothing is said
     """
 
     def __init__(
@@ -97,20 +114,23 @@ class Coordinator:
         witnesses: Witnesses,
         entropy: Callable[[int], bytes] = os.urandom,
         on_round: Callable[[RoundRecord, Vector], None] = lambda _record, _vector: None,
-        deadline: float | None = None,
+        conduct: Conduct = _IN_ONE_PROCESS,
     ) -> None:
-        self._study, self._digest, self._operator = agreement.study, agreement.digest, operator
-        self._entropy, self._on_round, self._deadline = entropy, on_round, deadline
+        self._study, self._conduct = agreement.study, conduct
+        self._entropy, self._on_round = entropy, on_round
         self._vectors = vector_encoding(self._study, len(start))
         self._counts = count_encoding(self._study)
         self._optimizer = server_optimizer(self._study.training)
-        self._keys = {member.site_id: member.public_key for member in self._study.roster}
+        self._letters = Correspondence(agreement, operator, witnesses)
         self._nodes: dict[SiteId, int] = {}
-        self._witnesses = witnesses
+        self._quorum = max(conduct.quorum, self._study.aggregation.minimum_cohort)
+        self._board = conduct.board or Board()
         self._session: ServerSession | None = None
         self._instance = 0
         self._attempt = 0
-        self.traffic = Traffic()
+        self._under_way = False
+        self._tried: dict[SiteId, str] = {}
+        self.traffic = self._letters.traffic
         self.watch = Stopwatch()
         self.outcome = Outcome(np.array(start, dtype=np.float32))
 
@@ -126,13 +146,57 @@ class Coordinator:
         return app
 
     def run(self, grid: Grid) -> Outcome:
-        """Run every round and the final evaluation; raises CSL-602 when too few sites are left."""
-        self._identify(grid)
-        for round_index in range(self._study.training.rounds):
+        """Run every round and the evaluation that are not done yet; raises CSL-602 when too few sites are left."""
+        self._board.begin(self._letters.keys)
+        if self._resumed():
+            return self.outcome
+        for round_index in range(len(self.outcome.rounds), self._study.training.rounds):
             self._round(grid, round_index)
         if self._study.evaluation.releases:
             self._evaluate(grid)
+        if self._conduct.journal is not None:
+            self._conduct.journal.end(Ending.of(self.outcome.counts, self.outcome.not_evaluated))
         return self.outcome
+
+    def _resumed(self) -> bool:
+        """Take up what an earlier process left; returns whether nothing is left to do."""
+        if self._conduct.journal is None:
+            return False
+        progress, ending = self._conduct.journal.progress(), self._conduct.journal.ending()
+        if progress is not None:
+            self._instance, self._attempt, self._under_way = progress.instance, progress.attempt, progress.under_way
+            self.outcome.vector, self.outcome.rounds = progress.vector, list(self._conduct.journal.rounds())
+            self._optimizer.restore(progress.optimizer)
+            if progress.session:
+                self._session = ServerSession.restore(
+                    Terms.from_study(self._study),
+                    progress.session,
+                    encodings=(self._vectors, self._counts),
+                    entropy=self._entropy,
+                )
+        if ending is None:
+            return False
+        if ending.counts is not None:
+            self.outcome.counts = Sum(ending.counts, ending.survivors, ending.instance)
+        self.outcome.not_evaluated = ending.not_evaluated
+        return True
+
+    def _keep(self, done: RoundRecord | None = None) -> None:
+        """Have the journal hold where the study stands, before anything that follows from it is sent."""
+        if self._conduct.journal is None:
+            return
+        self._conduct.journal.keep(
+            Progress(
+                instance=self._instance,
+                attempt=self._attempt,
+                rounds=len(self.outcome.rounds),
+                under_way=self._under_way,
+                vector=self.outcome.vector,
+                optimizer=self._optimizer.dump(),
+                session=b"" if self._session is None else self._session.store(),
+            ),
+            done,
+        )
 
     def _evaluate(self, grid: Grid) -> None:
         """Ask for the final counts; a study whose sites no longer suffice for them keeps its vector all the same."""
@@ -158,59 +222,118 @@ class Coordinator:
             bytes_down=self.traffic.down - down,
         )
         self.outcome.rounds.append(record)
+        self._keep(record)
         self._on_round(record, self.outcome.vector)
-
-    def _identify(self, grid: Grid) -> None:
-        """Learn which node is which site from signatures over a fresh nonce, never from what Flower says."""
-        nonce = self._entropy(_NONCE_BYTES)
-        nodes = list(grid.get_node_ids())
-        request = self._envelope(Stage.IDENTIFY, ANYONE, {"nonce": nonce})
-        for node, reply in self._send(grid, dict.fromkeys(nodes, request)).items():
-            site = SiteId(reply.sender)
-            if reply.parts.get("nonce") == nonce and site not in self._nodes:
-                self._nodes[site] = node
 
     def _sum(self, grid: Grid, stages: SumStages, encoding: Encoding, parts: Mapping[str, bytes]) -> Sum:
         """Obtain one secure sum; after an abort, again in a new epoch and as a new attempt."""
-        self._instance += 1
+        if not self._under_way:
+            self._instance, self._attempt, self._under_way = self._instance + 1, 0, True
         reason = ""
-        for attempt in range(_ATTEMPTS):
-            self._attempt = attempt
+        for _ in range(_ATTEMPTS):
             try:
-                session = self._session
-                if session is None or session.phase is not Phase.READY:
-                    session = self._open_epoch(grid)
-                with self.watch.timed("secagg"):
-                    digest = input_digest(stages.input, *(parts[name] for name in ("vector", "round") if name in parts))
-                    session.begin(stage=stages.input.value, input_digest=digest, encoding=encoding)
-                self._exchange(grid, session, stages.input, parts)
-                while session.phase in (Phase.VIEW, Phase.UNMASK):
-                    self._exchange(grid, session, stages.view if session.phase is Phase.VIEW else stages.unmask, {})
+                session = self._opened(grid)
+                if session.phase is Phase.READY:
+                    with self.watch.timed("secagg"):
+                        names = [name for name in ("vector", "round") if name in parts]
+                        digest = input_digest(stages.input, *(parts[name] for name in names))
+                        session.begin(stage=stages.input.value, input_digest=digest, encoding=encoding)
+                while session.phase in _SUMMING:
+                    self._keep()
+                    stage = {Phase.INPUT: stages.input, Phase.VIEW: stages.view}.get(session.phase, stages.unmask)
+                    self._exchange(grid, session, stage, parts if stage is stages.input else {})
+                self._under_way = False
                 with self.watch.timed("secagg"):
                     return session.result()
             except ConsiliumError as error:
                 if not error.code.startswith("CSL-4"):
                     raise
                 self._session, reason = None, str(error)
+                self._attempt += 1
+        # A study that is resumed begins with a sum of its own number, which no site has charged for.
+        self._under_way = False
+        self._keep()
         raise ConsiliumError(errors.QUORUM_LOST, f"after {_ATTEMPTS} attempts; the last: {reason}")
 
-    def _open_epoch(self, grid: Grid) -> ServerSession:
-        session = ServerSession.for_study(self._study, entropy=self._entropy)
-        session.open_epoch(sorted(self._nodes))
+    def _opened(self, grid: Grid) -> ServerSession:
+        """Return a session in which a sum can begin, or has begun; who came late is in it from a new epoch on."""
+        self._identify(grid)
+        session = self._session
+        if session is not None and not set(session.cohort) <= self._nodes.keys():
+            # A new process does not know yet which connection is whose.
+            self._gathered(grid, session.cohort)
+        if session is not None and session.phase in _SUMMING:
+            return session
+        ready = session is not None and session.phase is Phase.READY and not self._newcomers(session)
+        if session is None or not (ready or session.phase in _OPENING):
+            sites = self._gathered(grid, self._letters.keys)
+            self._tried = {site: self._conduct.attendance.connection(self._nodes[site]) or "" for site in sites}
+            session = ServerSession.for_study(self._study, entropy=self._entropy)
+            session.open_epoch(sites)
+            self._session = session
         while session.phase in _OPENING:
+            self._keep()
             self._exchange(grid, session, _OPENING[session.phase], {})
-        self._session = session
         return session
+
+    def _newcomers(self, session: ServerSession) -> set[SiteId]:
+        """Return who is connected, not in the epoch, and was not asked on this connection to be."""
+        present = {site: self._conduct.attendance.connection(node) for site, node in self._nodes.items()}
+        return {
+            site
+            for site, connection in present.items()
+            if connection is not None and site not in session.cohort and self._tried.get(site) != connection
+        }
+
+    def _gathered(self, grid: Grid, wanted: Collection[SiteId]) -> list[SiteId]:
+        """Return who of some sites is here; waits for a quorum, and a little for the rest."""
+        start = time.monotonic()
+        while True:
+            present = {site: self._conduct.attendance.connection(node) for site, node in self._nodes.items()}
+            here = [site for site in wanted if present.get(site) is not None]
+            for site in here:
+                self._board.set(site, Standing.ONLINE)
+            limit = (
+                self._conduct.deadline.patience if len(here) >= self._quorum else self._conduct.deadline.seconds or 0.0
+            )
+            left = start + limit - time.monotonic()
+            if len(here) == len(wanted) or left <= 0 or not self._conduct.attendance.wait(left):
+                return sorted(here)
+            self._identify(grid)
+
+    def _identify(self, grid: Grid) -> None:
+        """Learn which node is which site from signatures over a fresh nonce, never from what Flower says."""
+        known = set(self._nodes.values())
+        strangers = [node for node in grid.get_node_ids() if node not in known]
+        if not strangers:
+            return
+        nonce = self._entropy(_NONCE_BYTES)
+        request = self._letters.envelope(Stage.IDENTIFY, ANYONE, self._instance, self._attempt, {"nonce": nonce})
+        timeout = self._conduct.deadline.of(Stage.IDENTIFY)
+        for node, reply in self._letters.send(grid, dict.fromkeys(strangers, request), timeout).items():
+            site = SiteId(reply.sender)
+            if reply.parts.get("nonce") == nonce and site not in self._nodes:
+                self._nodes[site] = node
 
     def _exchange(self, grid: Grid, session: ServerSession, stage: Stage, parts: Mapping[str, bytes]) -> None:
         """Send this phase's requests, hand each reply to the session, close the phase."""
         with self.watch.timed("secagg"):
             requests = session.requests()
         envelopes = {
-            self._nodes[site]: self._envelope(stage, site, {"secagg": raw, **parts, **self._witness(stage, site)})
+            self._nodes[site]: self._letters.envelope(
+                stage, site, self._instance, self._attempt, {"secagg": raw, **parts}
+            )
             for site, raw in requests.items()
+            if site in self._nodes
         }
-        replies = self._send(grid, envelopes)
+        for site in requests:
+            self._board.set(site, Standing.WORKING)
+        replies = self._letters.send(grid, envelopes, self._conduct.deadline.of(stage))
+        answered = {SiteId(reply.sender) for reply in replies.values()}
+        masked = stage in (Stage.FIT, Stage.COUNTS)
+        for site in requests:
+            there = Standing.MASKED if masked else Standing.ONLINE
+            self._board.set(site, there if site in answered else Standing.UNAVAILABLE)
         with self.watch.timed("secagg"):
             for reply in replies.values():
                 try:
@@ -220,75 +343,3 @@ class Coordinator:
                     if not error.code.startswith("CSL-4"):
                         raise
             session.advance()
-
-    def _witness(self, stage: Stage, site: SiteId) -> dict[str, bytes]:
-        """Return where the site's ledger last ended, for it to check as an epoch opens (RULES 18)."""
-        if stage is not Stage.KEYS:
-            return {}
-        known = self._witnesses.of(self._keys[site])
-        return {} if known is None else {LEDGER_PART: known}
-
-    def _keep_witnesses(self, replies: Iterable[Envelope]) -> None:
-        """Keep where verified replies say that ledgers end; durable before anything is done with the replies.
-
-        Who answers first after a start has shown nothing yet: what it showed before must not be overwritten by it.
-        """
-        shown = {
-            self._keys[SiteId(reply.sender)]: head
-            for reply in replies
-            if reply.stage is not Stage.IDENTIFY and len(head := reply.parts.get(LEDGER_PART, b"")) == LEDGER_BYTES
-        }
-        if shown:
-            self._witnesses.keep(shown)
-
-    def _envelope(self, stage: Stage, recipient: str, parts: Mapping[str, bytes]) -> Envelope:
-        return Envelope(self._digest, stage, self._instance, self._attempt, OPERATOR, recipient, parts)
-
-    def _send(self, grid: Grid, requests: Mapping[int, Envelope]) -> dict[int, Envelope]:
-        """Send signed requests and return the verified replies, by node; what does not verify is no reply."""
-        replies: dict[int, Envelope] = {}
-        messages = (self._message(node, request) for node, request in requests.items())
-        for message in grid.send_and_receive(messages, timeout=self._deadline):
-            if message.has_error():
-                continue
-            node = message.metadata.src_node_id
-            if node not in requests or node in replies:
-                continue
-            try:
-                replies[node] = self._verified(message, requests[node])
-            except ConsiliumError:
-                # Forged, misbound or unreadable: the same as silence, and nobody learns which.
-                continue
-        self._keep_witnesses(replies.values())
-        return replies
-
-    def _key_of(self, sender: str) -> PublicKey:
-        """Return a site's key; raises CSL-122 for a stranger."""
-        try:
-            return self._keys[SiteId(sender)]
-        except KeyError as error:
-            raise ConsiliumError(errors.IDENTITY_UNKNOWN, sender) from error
-
-    def _message(self, node: int, request: Envelope) -> Message:
-        """Sign a request; made one by one as they are sent, since those of many sites do not fit the memory at once."""
-        sealed = seal(request, self._operator)
-        self.traffic.down += sealed.size
-        self.traffic.messages += 1
-        return Message(to_records(sealed), node, request.stage.value, group_id=str(request.instance))
-
-    def _verified(self, message: Message, request: Envelope) -> Envelope:
-        sealed = from_records(message.content)
-        self.traffic.up += sealed.size
-        self.traffic.messages += 1
-        sender = peek_sender(sealed) if request.recipient == ANYONE else request.recipient
-        reply = unseal(
-            sealed,
-            self._key_of(sender),
-            study=self._digest,
-            stage=request.stage,
-            sender=sender,
-            recipient=OPERATOR,
-        )
-        if (reply.instance, reply.attempt) != (request.instance, request.attempt):
-            raise ConsiliumError(errors.MESSAGE_MISBOUND, "another instance")
-        return reply

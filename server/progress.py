@@ -89,25 +89,3 @@ class StudyJournal(Protocol):
 
     def ending(self) -> Ending | None:
         """Return how the evaluation ended; None before that."""
-
-
-class NoJournal:
-    """Keeps nothing: for simulations, which are run again instead."""
-
-    def progress(self) -> Progress | None:
-        """Return None."""
-        return None
-
-    def rounds(self) -> tuple[RoundRecord, ...]:
-        """Return nothing."""
-        return ()
-
-    def keep(self, progress: Progress, done: RoundRecord | None = None) -> None:
-        """Keep nothing."""
-
-    def end(self, ending: Ending) -> None:
-        """Keep nothing."""
-
-    def ending(self) -> Ending | None:
-        """Return None."""
-        return None
