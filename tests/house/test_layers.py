@@ -14,6 +14,7 @@ LIGHT = (
     "common.agreement",
     "common.errors",
     "common.identity",
+    "common.keystore",
     "common.link.inprocess",
     "common.link.records",
     "common.messages",
