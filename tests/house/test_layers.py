@@ -29,6 +29,7 @@ LIGHT = (
     "client.data",
     "client.egress",
     "client.ledger",
+    "client.outbox",
     "client.site",
     "server.aggregation",
     "server.coordinator",
