@@ -189,6 +189,10 @@ ENGINE_MISSING = Fault(
     "CSL-521", "engine", "what the engine needs is not installed", "install it: pip install 'consilium[ray]'"
 )
 ENGINE_FAILED = Fault("CSL-522", "engine", "the engine's processes failed", "run it with --engine inline")
+SITE_FILE_UNREADABLE = Fault("CSL-530", "site file", "the file cannot be read as TOML", "correct the line named")
+SITE_FILE_INVALID = Fault(
+    "CSL-531", "site file", "a field is missing, unknown or out of range", "correct the field named"
+)
 
 # 6xx  site, egress, link -------------------------------------------------------------------------------------------
 SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")

@@ -26,6 +26,7 @@ LIGHT = (
     "common.stream",
     "common.study",
     "client.cli",
+    "client.config",
     "client.data",
     "client.egress",
     "client.ledger",
