@@ -8,7 +8,6 @@ which is outside the promise. Nothing secret belongs here: keys and seeds die wi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.secagg.journal import Entry
-from common.sqlite_files import FileFaults, SqliteFile
+from common.sqlite_files import FileFaults, SqliteFile, row_sha256
 from common.study import Digest
 
 SCHEMA = 1
@@ -157,9 +156,4 @@ class _Replies(Mapping[bytes, bytes]):
 
 
 def _sha256(row: tuple[object, ...]) -> bytes:
-    """Return the digest of a row: each value's kind, length and bytes."""
-    digest = hashlib.sha256(b"consilium/journal\x00")
-    for value in row:
-        raw = value if isinstance(value, bytes) else str(value).encode()
-        digest.update(f"{type(value).__name__} {len(raw)} ".encode() + raw)
-    return digest.digest()
+    return row_sha256(b"consilium/journal", row)

@@ -71,6 +71,25 @@ MESSAGE_MALFORMED = Fault("CSL-130", "message", "the message cannot be read", "c
 MESSAGE_MISBOUND = Fault(
     "CSL-131", "message", "the message belongs to another study, instance, stage or sender", "none: it was refused"
 )
+KEY_MISSING = Fault(
+    "CSL-150", "keystore", "there is no key that can be read here", "name the file that holds it, or make a key"
+)
+KEY_UNREADABLE = Fault(
+    "CSL-151",
+    "keystore",
+    "the passphrase is wrong, or the file is not what was written",
+    "give the right passphrase, or restore the file",
+)
+KEY_EXPOSED = Fault(
+    "CSL-152", "keystore", "others may read the key", "find out who did, then chmod 600; or make a new key"
+)
+KEY_EXISTS = Fault("CSL-153", "keystore", "there is a file already, and no key is overwritten", "name another file")
+KEY_UNWRITABLE = Fault(
+    "CSL-154", "keystore", "the key cannot be written", "free space on its disk and check who may write there"
+)
+PASSPHRASE_SOURCE = Fault(
+    "CSL-155", "keystore", "no passphrase comes from there", "give one of 1 to 1,023 bytes by the source named"
+)
 
 # 2xx  privacy, ledger ----------------------------------------------------------------------------------------------
 PRIVACY_PARAMETER = Fault("CSL-201", "privacy", "a privacy parameter is out of range", "correct the value named")
@@ -170,6 +189,10 @@ ENGINE_MISSING = Fault(
     "CSL-521", "engine", "what the engine needs is not installed", "install it: pip install 'consilium[ray]'"
 )
 ENGINE_FAILED = Fault("CSL-522", "engine", "the engine's processes failed", "run it with --engine inline")
+SITE_FILE_UNREADABLE = Fault("CSL-530", "site file", "the file cannot be read as TOML", "correct the line named")
+SITE_FILE_INVALID = Fault(
+    "CSL-531", "site file", "a field is missing, unknown or out of range", "correct the field named"
+)
 
 # 6xx  site, egress, link -------------------------------------------------------------------------------------------
 SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")

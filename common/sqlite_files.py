@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -35,6 +36,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def row_sha256(kind: bytes, row: tuple[object, ...]) -> bytes:
+    """Return the SHA-256 of a row of one kind of file: each value's type, length and bytes."""
+    digest = hashlib.sha256(kind + b"\x00")
+    for value in row:
+        raw = value if isinstance(value, bytes) else str(value).encode()
+        digest.update(f"{type(value).__name__} {len(raw)} ".encode())
+        digest.update(raw)
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)

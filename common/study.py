@@ -11,6 +11,7 @@ import json
 import math
 import re
 import tomllib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Literal, NewType, Self, TypeVar
@@ -354,13 +355,16 @@ class Study(Part):
             raise ConsiliumError(errors.STUDY_EXPIRED, f"expired {self.expires}")
 
 
-def validate(model: type[M], fields: dict[str, object], fault: errors.Fault) -> M:
+def validate(
+    model: type[M], fields: dict[str, object], fault: errors.Fault, *, context: Mapping[str, object] | None = None
+) -> M:
     """Validate parsed TOML against a strict model, turning what pydantic found into one coded error.
 
-    TOML arrays become tuples and strings become enumerations, as in JSON; numbers and booleans stay strict.
+    TOML arrays become tuples and strings become enumerations, as in JSON; numbers and booleans stay strict. Validators
+    of the model may read the ``context``.
     """
     try:
-        return model.model_validate_json(json.dumps(fields, default=str))
+        return model.model_validate_json(json.dumps(fields, default=str), context=context)
     except RecursionError as error:
         raise ConsiliumError(fault, "nested too deeply") from error
     except ValidationError as error:

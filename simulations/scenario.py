@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from client.config import Column, Query
 from common import errors
 from common.errors import ConsiliumError
 from common.study import (
@@ -36,8 +37,6 @@ from common.study import (
 from simulations.corpora import TriageCorpus
 from simulations.recipe import Explained, completed, explain
 
-Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Query = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Repository = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from client.config import SiteConfig
 from client.training.noise import SystemNoise
 from common.study import Study, TrainingNoise
 from simulations import run
@@ -75,8 +76,8 @@ def test_the_environment_is_read_nowhere_near_noise() -> None:
     assert reading == set()
 
 
-@pytest.mark.parametrize(("model", "allowed"), [(Study, set[str]()), (Scenario, {"seed"})])
-def test_no_field_of_a_study_selects_noise_and_a_scenarios_seed_is_for_its_data(
+@pytest.mark.parametrize(("model", "allowed"), [(Study, set[str]()), (SiteConfig, set[str]()), (Scenario, {"seed"})])
+def test_no_field_of_a_study_or_a_site_selects_noise_and_a_scenarios_seed_is_for_its_data(
     model: type[BaseModel], allowed: set[str]
 ) -> None:
     """``privacy.noise`` says which distribution, never from where: both are drawn from the system's CSPRNG."""

@@ -1,0 +1,238 @@
+"""`site.toml`: what a hospital says of itself, once, in one file that holds no secret.
+
+Strict and frozen: an unknown key, a missing part or a value out of range is refused with the field's name. Relative
+paths are below the file's own folder. Who trains on what, under which privacy, the study says; no field here weakens
+it, and none says where noise comes from (RULES 15). Loads without torch.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import PublicKey, SiteId, parse_public_key
+from common.messages import ANYONE, OPERATOR
+from common.study import Hex32, Name, Part, validate
+
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
+_ADDRESS = re.compile(rf"(?:{_HOST}):([0-9]{{1,5}})")
+
+
+def _resolved(value: object, info: ValidationInfo) -> object:
+    """Make a path absolute; a file's folder comes with the context."""
+    if not isinstance(value, str):
+        return value
+    if not value or "\x00" in value:
+        raise ValueError("write a path")
+    folder = (info.context or {}).get("folder")
+    path = Path(value) if folder is None else folder / value
+    if not path.is_absolute():
+        raise ValueError("a path outside a file must be absolute")
+    return str(path)
+
+
+def _address(value: str) -> str:
+    found = _ADDRESS.fullmatch(value)
+    if found is None or not 0 < int(found[1]) < 1 << 16:
+        raise ValueError("write host:port")
+    return value
+
+
+def _proxy(value: str) -> str:
+    try:
+        _address(value.removeprefix("http://"))
+    except ValueError:
+        value = ""
+    if not value.startswith("http://"):
+        raise ValueError("write http://host:port")
+    return value
+
+
+Place = Annotated[Path, BeforeValidator(_resolved)]
+"""A path that is absolute once it was read."""
+Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Query = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
+
+
+class Link(Part):
+    """How to reach the operator: outbound only.
+
+    server             host:port
+    ca                 certificates to trust, PEM; the system's where not given
+    certificate, key   this site's own pair for TLS, where the server asks for one
+    proxy              http://host:port
+    """
+
+    server: str
+    ca: Place | None = None
+    certificate: Place | None = None
+    key: Place | None = None
+    proxy: str | None = None
+
+    @field_validator("server")
+    @classmethod
+    def _server_is_an_address(cls, value: str) -> str:
+        return _address(value)
+
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_is_plain(cls, value: str | None) -> str | None:
+        return None if value is None else _proxy(value)
+
+    @model_validator(mode="after")
+    def _a_pair_or_none(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        return self
+
+
+class Keys(Part):
+    """Where the encrypted keys are, and where their passphrase comes from; see :mod:`common.keystore`."""
+
+    identity: Place
+    node: Place
+    passphrase: Annotated[
+        str, StringConstraints(pattern=r"^(fd:[0-9]{1,9}|env:[A-Za-z_][A-Za-z0-9_]*|credential:[A-Za-z0-9_][\w.@-]*)$")
+    ]
+
+
+class LedgerFiles(Part):
+    """Where privacy spent is written down; keep the anchor where the backups of the other do not reach."""
+
+    path: Place | None = None
+    anchor: Place | None = None
+
+
+class DataColumns(Part):
+    """Which column of the query's result plays which part.
+
+    unit    the patient; needed where the study hides patients
+    split   train, validation or test; without it units are divided by a keyed hash
+    """
+
+    text: Column
+    label: Column
+    unit: Column | None = None
+    split: Column | None = None
+
+
+class DataSplit(Part):
+    """The fraction of the units that a keyed hash puts among the test records."""
+
+    test: float = Field(default=0.2, gt=0, lt=1)
+
+
+class Data(Part):
+    """The records: one SELECT over the files below a folder; see :mod:`client.query`."""
+
+    folder: Place
+    query: Query
+    columns: DataColumns
+    split: DataSplit = DataSplit()
+
+    @model_validator(mode="after")
+    def _divided_in_one_way(self) -> Self:
+        if self.columns.split is not None and "split" in self.model_fields_set:
+            raise ValueError("split and columns.split exclude each other")
+        return self
+
+
+class BackboneSource(Part):
+    """Who supplies the backbone's bytes; the study's digests decide whether they are right."""
+
+    folder: Place | None = None
+    package: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.folder is None) == (self.package is None):
+            raise ValueError("give either folder or package")
+        return self
+
+
+class SiteConfig(Part):
+    """A hospital's `site.toml`.
+
+    site      this site's name in rosters
+    operator  the operator's public key, as compared by telephone
+    state     folder for what this site writes
+    studies   folder with one folder an approved study
+    verified  peers whose fingerprints were compared out of band (RULES 3)
+    account   the patient population that the ledger charges
+    threads   of the arithmetic
+    """
+
+    site: Name
+    operator: Hex32
+    state: Place
+    studies: Place
+    verified: tuple[Name, ...] = ()
+    account: Name = "default"
+    threads: int = Field(default=1, ge=1, le=1024)
+    link: Link
+    keys: Keys
+    ledger: LedgerFiles = LedgerFiles()
+    data: Data
+    backbone: BackboneSource | None = None
+
+    @field_validator("site")
+    @classmethod
+    def _not_a_reserved_name(cls, value: str) -> str:
+        if value in (OPERATOR, ANYONE):
+            raise ValueError("'operator' and 'anyone' are not names for a site")
+        return value
+
+    @field_validator("verified")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a name repeats")
+        return value
+
+    @classmethod
+    def load(cls, path: Path) -> SiteConfig:
+        """Read a file; raises CSL-530 where it cannot be read as TOML, CSL-531 with the name of the wrong field."""
+        try:
+            fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConsiliumError(errors.SITE_FILE_UNREADABLE, f"{path}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            # Beside what is no TOML: no UTF-8, a number of thousands of digits, and arrays nested as deep.
+            raise ConsiliumError(errors.SITE_FILE_UNREADABLE, f"{path}: {error}") from error
+        return validate(cls, fields, errors.SITE_FILE_INVALID, context={"folder": path.absolute().parent})
+
+    @property
+    def site_id(self) -> SiteId:
+        """The site's name, typed."""
+        return SiteId(self.site)
+
+    @property
+    def operator_key(self) -> PublicKey:
+        """The operator's Ed25519 key; raises CSL-120."""
+        return parse_public_key(self.operator)
+
+    @property
+    def peers(self) -> frozenset[SiteId]:
+        """The verified peers."""
+        return frozenset(SiteId(name) for name in self.verified)
+
+    @property
+    def ledger_file(self) -> Path:
+        """Where the ledger is."""
+        return self.ledger.path or self.state / "ledger.sqlite"
+
+    @property
+    def egress_file(self) -> Path:
+        """Where what left is written down."""
+        return self.state / "egress.jsonl"
+
+    @property
+    def features_folder(self) -> Path:
+        """Where computed features are kept, encrypted."""
+        return self.state / "features"
