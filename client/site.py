@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from client.egress import NONCE_BYTES, Egress, EgressEntry
 from client.ledger import ChargeKey, Ledger
 from client.ledger.witness import Witness
+from client.outbox import MemoryOutbox, Outbox
 from common import errors
 from common.agreement import Agreement
 from common.errors import ConsiliumError
@@ -41,7 +41,6 @@ from common.stopwatch import Stopwatch
 from common.study import Study
 
 _log = logging.getLogger("consilium.site")
-_REPLIES_KEPT = 16
 
 
 class Workload(Protocol):
@@ -62,8 +61,8 @@ class Workload(Protocol):
 class SiteLog:
     """What a site keeps for itself: what left, what failed, and where time went. Never sent."""
 
-    egress: list[EgressEntry] = field(default_factory=list)
-    incidents: list[str] = field(default_factory=list)
+    egress: MutableSequence[EgressEntry] = field(default_factory=list)
+    incidents: MutableSequence[str] = field(default_factory=list)
     watch: Stopwatch = field(default_factory=Stopwatch)
 
 
@@ -94,6 +93,9 @@ class Site:
     ledger      commits the study to the account, last of all; every reply carries where its chain ends (RULES 18)
     account     the patient population that the ledger charges
     journal     what the secure sums must not forget over a restart (RULES 5); in memory where None
+    outbox      the replies that left, to be sent again byte for byte; in memory where None
+    record      told of everything that leaves before it does; what it raises keeps it here
+    log         what is kept for people here; a daemon bounds it
     terms       of this very study and dimension, where several simulated sites share one reading; else read here
 
     Raises the coded error of whatever keeps the study from ever starting here (key, guarantee, expiry, encodings,
@@ -113,13 +115,16 @@ class Site:
         account: str = "default",
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         journal: Journal | None = None,
+        outbox: Outbox | None = None,
+        record: Callable[[EgressEntry], None] = lambda _entry: None,
+        log: SiteLog | None = None,
         terms: Terms | None = None,
     ) -> None:
         study = agreement.study
         if study.member(site).public_key != identity.public_key:
             raise ConsiliumError(errors.IDENTITY_UNKNOWN, f"{site} holds another key than the roster")
         self.site = site
-        self.log = SiteLog()
+        self.log = SiteLog() if log is None else log
         self._study, self._digest = study, agreement.digest
         self._operator_key = parse_public_key(study.operator)
         self._workload, self._ledger, self._account, self._clock = workload, ledger, account, clock
@@ -136,12 +141,12 @@ class Site:
             dimension=workload.dimension,
             cells=self._counts.dimension,
             witness=lambda: self._witness.seal(ledger.head()),
-            write=self.log.egress.append,
+            write=self._written,
         )
         self._session = SiteSession(
             shared.aggregation, identity, site, verified=verified, entropy=entropy, journal=journal
         )
-        self._replies: OrderedDict[bytes, Sealed] = OrderedDict()
+        self._outbox, self._record = MemoryOutbox() if outbox is None else outbox, record
         self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {
             Stage.IDENTIFY: self._identify,
             Stage.KEYS: self._keys,
@@ -175,11 +180,15 @@ class Site:
             sealed, self._operator_key, study=self._digest, stage=stage, sender=OPERATOR, recipient=recipient
         )
         name = hashlib.sha256(sealed.header).digest()
-        if name not in self._replies:
-            self._replies[name] = self._egress.release(request, self._handlers[stage](request))
-            while len(self._replies) > _REPLIES_KEPT:
-                self._replies.popitem(last=False)
-        return self._replies[name]
+        reply = self._outbox.find(name)
+        if reply is None:
+            reply = self._egress.release(request, self._handlers[stage](request))
+            self._outbox.put(name, reply)
+        return reply
+
+    def _written(self, entry: EgressEntry) -> None:
+        self._record(entry)
+        self.log.egress.append(entry)
 
     def _handle(self, stage: Stage, message: Message, context: Context) -> Message:
         """Answer a Flower message. ``context`` is Flower's and holds nothing of ours: it is lost at a restart."""

@@ -189,6 +189,10 @@ ENGINE_MISSING = Fault(
     "CSL-521", "engine", "what the engine needs is not installed", "install it: pip install 'consilium[ray]'"
 )
 ENGINE_FAILED = Fault("CSL-522", "engine", "the engine's processes failed", "run it with --engine inline")
+SERVER_FILE_UNREADABLE = Fault("CSL-540", "server file", "the file is not valid TOML", "correct the line named")
+SERVER_FILE_INVALID = Fault(
+    "CSL-541", "server file", "a field is missing, unknown or out of range", "correct the field named"
+)
 SITE_FILE_UNREADABLE = Fault("CSL-530", "site file", "the file cannot be read as TOML", "correct the line named")
 SITE_FILE_INVALID = Fault(
     "CSL-531", "site file", "a field is missing, unknown or out of range", "correct the field named"
@@ -198,6 +202,7 @@ SITE_FILE_INVALID = Fault(
 SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")
 EGRESS_REFUSED = Fault("CSL-601", "egress", "a reply is not what the study allows to leave", "none: nothing was sent")
 QUORUM_LOST = Fault("CSL-602", "coordinator", "too few sites answered", "wait for more sites, then resume")
+SITE_RUNNING = Fault("CSL-604", "site", "this site's daemon runs already", "stop the other process")
 RELEASE_INVALID = Fault("CSL-610", "release", "the released adapter cannot be written or read", "see the detail")
 JOURNAL_LOCKED = Fault("CSL-620", "journal", "another process has the journal open", "stop the other process")
 JOURNAL_DAMAGED = Fault(
