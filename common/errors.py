@@ -215,20 +215,34 @@ JOURNAL_UNWRITABLE = Fault(
     "CSL-623", "journal", "the journal cannot be written", "free space on its disk and check who may write there"
 )
 OPERATOR_LOCKED = Fault(
-    "CSL-630", "operator", "another process is writing in the operator's file", "try again, or stop the other"
+    "CSL-630", "operator", "another process has the operator's file or database", "try again, or stop the other"
 )
 OPERATOR_DAMAGED = Fault(
     "CSL-631",
     "operator",
-    "the operator's file is not what was written",
-    "keep the file and tell the sites: with a new one, nobody witnesses how their ledgers ended before",
+    "the operator's file or database is not what was written",
+    "keep it and tell the sites: with a new one, studies begin anew and nobody witnesses how ledgers ended before",
 )
 OPERATOR_FOREIGN = Fault(
-    "CSL-632", "operator", "the operator's file has a schema that is not known here", "upgrade this software"
+    "CSL-632",
+    "operator",
+    "the operator's file or database has a schema that is not known here",
+    "upgrade this software, or name a file or database that holds nothing else",
 )
 OPERATOR_UNWRITABLE = Fault(
-    "CSL-633", "operator", "the operator's file cannot be written", "free space and check who may write there"
+    "CSL-633",
+    "operator",
+    "the operator's file or database cannot be written",
+    "free space, and check who may write there and that the database's server runs",
 )
+OPERATOR_URL = Fault(
+    "CSL-634",
+    "operator",
+    "the journal's address is not understood",
+    "write sqlite:///path, or postgresql+pg8000://user:password@host/database with %40 for an @ within",
+)
+OPERATOR_STUDY = Fault("CSL-635", "operator", "the study is not in the journal", "enqueue it first")
+OPERATOR_ORDER = Fault("CSL-636", "operator", "the study cannot take this step now", "none: nothing was changed")
 LINK_FLWR = Fault(
     "CSL-640", "link", "this flwr is not the version that the link was written for", "install the version named"
 )
