@@ -15,7 +15,7 @@ from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
 from common.messages import OPERATOR, Envelope, Sealed, Stage, seal
 from common.payloads import LEDGER_BYTES, LEDGER_PART
-from common.study import Study
+from common.study import Digest, Study
 
 NONCE_BYTES = 32
 _PER_PEER_BYTES = 1024
@@ -27,6 +27,7 @@ class EgressEntry:
     """One thing that left."""
 
     number: int
+    study: Digest
     recipient: str
     stage: Stage
     instance: int
@@ -117,6 +118,7 @@ class Egress:
         self._write(
             EgressEntry(
                 number=self._number,
+                study=request.study,
                 recipient=OPERATOR,
                 stage=request.stage,
                 instance=request.instance,

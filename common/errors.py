@@ -202,6 +202,12 @@ SITE_FILE_INVALID = Fault(
 SITE_UNAVAILABLE = Fault("CSL-600", "site", "unavailable", "ask the site")
 EGRESS_REFUSED = Fault("CSL-601", "egress", "a reply is not what the study allows to leave", "none: nothing was sent")
 QUORUM_LOST = Fault("CSL-602", "coordinator", "too few sites answered", "wait for more sites, then resume")
+EGRESS_LOG = Fault(
+    "CSL-603",
+    "egress",
+    "the log of what left is not what was written, or cannot be written",
+    "free space and check who may write there; keep a changed file and move it aside",
+)
 SITE_RUNNING = Fault("CSL-604", "site", "this site's daemon runs already", "stop the other process")
 RELEASE_INVALID = Fault("CSL-610", "release", "the released adapter cannot be written or read", "see the detail")
 JOURNAL_LOCKED = Fault("CSL-620", "journal", "another process has the journal open", "stop the other process")

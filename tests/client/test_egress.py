@@ -47,7 +47,8 @@ def test_a_reply_is_signed_bound_to_its_request_and_written_down(stage: Stage) -
     )
     assert (reply.instance, reply.attempt) == (3, 1)
     (entry,) = entries
-    assert (entry.number, entry.stage, entry.total_bytes) == (1, stage, sealed.size)
+    assert (entry.number, entry.study) == (1, SIGNED.study.digest)
+    assert (entry.stage, entry.total_bytes) == (stage, sealed.size)
     assert entry.part_bytes == {"secagg": 100, LEDGER_PART: LEDGER_BYTES}
     assert entry.guarantee
 

@@ -29,6 +29,7 @@ LIGHT = (
     "client.config",
     "client.data",
     "client.egress",
+    "client.egress_log",
     "client.ledger",
     "client.outbox",
     "client.site",
