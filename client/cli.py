@@ -10,10 +10,11 @@ import typer
 
 from client.check import check
 from client.ledger.cli import app as ledger
+from client.run import run
 
 app = typer.Typer(
     name="consilium-client",
-    help="What a hospital runs: check a study before it starts, and see what privacy was spent.",
+    help="What a hospital runs: check a study, answer the operator, and see what privacy was spent.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(ledger, name="ledger")
 app.command()(check)
+app.command()(run)
 
 
 def main() -> None:

@@ -29,7 +29,9 @@ class Metrics:
     sites: Gauge = field(init=False)
 
     def __post_init__(self) -> None:
-        self.requests = Counter("consilium_requests", "Requests by call and status", ("call", "status"), registry=self.registry)
+        self.requests = Counter(
+            "consilium_requests", "Requests by call and status", ("call", "status"), registry=self.registry
+        )
         self.received = Counter("consilium_received_bytes", "Bytes of bodies received", registry=self.registry)
         self.sent = Counter("consilium_sent_bytes", "Bytes of bodies sent", registry=self.registry)
         self.seconds = Histogram("consilium_request_seconds", "Seconds a request took", registry=self.registry)

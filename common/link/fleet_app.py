@@ -118,7 +118,7 @@ class _Claims:
             waiting = self._waiting.setdefault(node, set())
             waiting.add(woken)
             try:
-                if self._relay.has_mail(node):
+                if self._relay.has_mail(node) or self._relay.closed:
                     break
                 await asyncio.wait_for(woken, left)
             except TimeoutError:
@@ -127,13 +127,14 @@ class _Claims:
                 waiting.discard(woken)
         return connection is not None and self._relay.connection(node) == connection
 
-    def _mail(self, node: int) -> None:
+    def _mail(self, node: int | None) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._wake, node)
 
-    def _wake(self, node: int) -> None:
-        for woken in self._waiting.get(node, ()):
+    def _wake(self, node: int | None) -> None:
+        nodes = self._waiting if node is None else (node,)
+        for woken in [found for name in nodes for found in self._waiting.get(name, ())]:
             if not woken.done():
                 woken.set_result(None)
 

@@ -44,6 +44,7 @@ _METADATA = frozenset(
         "message_id",
         "src_node_id",
         "dst_node_id",
+        "dst_task_id",
         "reply_to_message_id",
         "group_id",
         "ttl",
@@ -123,7 +124,8 @@ class Gate:
             raise _refused("not one reply")
         (head,) = message.messages_list
         strange = {field.name for field, _ in head.metadata.ListFields()} - _METADATA
-        if strange or head.HasField("content"):
+        # The reply itself travels as parts, each of which is checked.
+        if strange or head.content.ByteSize():
             raise _refused(f"metadata {sorted(strange)}")
         if head.metadata.reply_to_message_id != to or head.metadata.src_node_id != self.node:
             raise _refused("not this node's reply")

@@ -41,13 +41,13 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common import errors
 from common.errors import ConsiliumError
 from common.link.gate import Gate, Write
+from common.link.nodes import node_key_bytes
 from common.link.pinned import check_flwr
 
 HEARTBEAT_SECONDS = 10.0
@@ -77,12 +77,19 @@ class Server:
     proxy: str | None = None
 
 
-def client_tls(ca: str, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
-    """Return a context that trusts one CA and no other; raises CSL-643 for files that are no certificates."""
+def client_tls(ca: str | None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """Return a context that trusts one CA and no other, or the system's where none is named.
+
+    certificate, key  the site's own pair, for a server that asks for one
+    Raises CSL-643 for files that are no certificates.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_verify_locations(ca)
+        if ca is None:
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(ca)
         if certificate is not None:
             context.load_cert_chain(certificate, key)
     except (OSError, ssl.SSLError) as error:
@@ -125,11 +132,15 @@ class NodeLink:
         while not self._stop.is_set():
             try:
                 with self._connected() as client:
-                    self._tell(None)
-                    wait, down = _FIRST_WAIT, ""
+                    if not down:
+                        self._tell(None)
                     while not self._stop.is_set():
                         if not self._answer_one(client):
                             self._stop.wait(_EMPTY_SECONDS)
+                        # A link that opens and then fails is not yet a link.
+                        if down:
+                            self._tell(None)
+                        wait, down = _FIRST_WAIT, ""
             except _FAILURES as error:
                 coded = _coded(error)
                 if coded.code != down:
@@ -141,7 +152,7 @@ class NodeLink:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[FleetHttpClient]:
-        public = public_key_to_bytes(self._key.public_key())
+        public = node_key_bytes(self._key.public_key())
         auth = NodeAuthHttpInterceptor(self._key, self._key.public_key())
         with FleetHttpClient(
             f"https://{self._server.address}", interceptors=[auth, self._gate], verify=self._server.tls

@@ -20,6 +20,7 @@ from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
 from flwr.serverapp import Grid
 from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, NodeStatus, TaskType
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -53,7 +54,14 @@ class Relay:
         assert isinstance(state, InMemoryLinkState)
         self.state = state
         self._news, self._told = threading.Condition(), 0
-        self._mail: Callable[[int], None] = lambda _node: None
+        self._mail: Callable[[int | None], None] = lambda _node: None
+        self.closed = False
+
+    def close(self) -> None:
+        """Keep nobody waiting any longer."""
+        self.closed = True
+        self._mail(None)
+        self.news()
 
     def admit(self, public_key: bytes, name: str) -> int:
         """Let the holder of a node key connect; returns the number of its node. A key that is known keeps its node."""
@@ -83,8 +91,8 @@ class Relay:
                 for message in self.state.message_ins_store.values()
             )
 
-    def on_mail(self, call: Callable[[int], None]) -> None:
-        """Have a function called with each node that gets a message."""
+    def on_mail(self, call: Callable[[int | None], None]) -> None:
+        """Have a function called with each node that gets a message, and with None when all are to look."""
         self._mail = call
 
     def mail(self, node: int) -> None:
@@ -118,11 +126,14 @@ class Relay:
         assert task is not None
         state.claim_task(task)
         state.activate_task(task)
-        state.acknowledge_task_heartbeat(task)
+        # Flower ends a run whose task it has not heard of for a minute.
+        heartbeat = HeartbeatSender(lambda: state.acknowledge_task_heartbeat(task))
+        heartbeat.start()
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task, run_id, OPERATOR_NODE
         try:
             yield FleetGrid(self, run)
         finally:
+            heartbeat.stop()
             state.finish_task(task, SubStatus.COMPLETED, "")
             state.object_store.delete_objects_in_run(run_id)
 
