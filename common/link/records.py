@@ -1,6 +1,7 @@
 """Sealed envelopes as Flower records and back, by flwr's public API alone.
 
-Parts travel as uint8 arrays, because Flower sends arrays in chunks and configuration bytes in one piece.
+Large parts travel as uint8 arrays, because Flower sends arrays in chunks. Small ones stand beside the header, since
+over a network every record is requests of its own. A part has one form only, by its length.
 """
 
 from __future__ import annotations
@@ -20,35 +21,41 @@ from common.messages import Sealed
 _ENVELOPE = "consilium"
 _PARTS = "parts"
 _MAX_HEADER = 256
+_SMALL = 1 << 20
+"""Bytes up to which a part stands beside the header."""
+_PREFIX = "part."
 
 
 def to_records(sealed: Sealed) -> RecordDict:
     """Pack a sealed envelope into the content of a Flower message."""
-    arrays = {name: _array_of(part) for name, part in sealed.parts.items()}
-    return RecordDict(
-        {
-            _ENVELOPE: ConfigRecord({"header": sealed.header, "signature": bytes(sealed.signature)}),
-            _PARTS: ArrayRecord(arrays),
-        }
-    )
+    small = {_PREFIX + name: part for name, part in sealed.parts.items() if len(part) <= _SMALL}
+    envelope = ConfigRecord({"header": sealed.header, "signature": bytes(sealed.signature)})
+    envelope.update(small)
+    content = RecordDict({_ENVELOPE: envelope})
+    large = {name: _array_of(part) for name, part in sealed.parts.items() if len(part) > _SMALL}
+    if large:
+        content[_PARTS] = ArrayRecord(large)
+    return content
 
 
 def from_records(content: RecordDict) -> Sealed:
     """Read a sealed envelope from a Flower message; raises CSL-130 for anything that is not exactly one."""
     try:
-        if set(content) != {_ENVELOPE, _PARTS}:
+        if set(content) - {_PARTS} != {_ENVELOPE}:
             raise ConsiliumError(errors.MESSAGE_MALFORMED, "unexpected records")
-        envelope, arrays = content[_ENVELOPE], content[_PARTS]
-        if not isinstance(envelope, ConfigRecord) or not isinstance(arrays, ArrayRecord):
+        envelope, arrays = content[_ENVELOPE], content.get(_PARTS)
+        if not isinstance(envelope, ConfigRecord) or not isinstance(arrays, ArrayRecord | None):
             raise ConsiliumError(errors.MESSAGE_MALFORMED, "unexpected kinds of records")
-        header, signature = envelope["header"], envelope["signature"]
-        if (
-            set(envelope) != {"header", "signature"}
-            or not isinstance(header, bytes)
-            or not isinstance(signature, bytes)
-        ):
+        fields = {name: value for name, value in envelope.items() if isinstance(value, bytes)}
+        parts = {name[len(_PREFIX) :]: part for name, part in fields.items() if name.startswith(_PREFIX)}
+        if len(fields) != len(envelope) or set(fields) != {"header", "signature", *(_PREFIX + name for name in parts)}:
             raise ConsiliumError(errors.MESSAGE_MALFORMED, "unexpected fields")
-        return Sealed(header, Signature(signature), {name: _bytes_of(array) for name, array in arrays.items()})
+        large = {} if arrays is None else {name: _bytes_of(array) for name, array in arrays.items()}
+        if any(len(part) > _SMALL for part in parts.values()) or any(len(part) <= _SMALL for part in large.values()):
+            raise ConsiliumError(errors.MESSAGE_MALFORMED, "a part in the wrong form")
+        if parts.keys() & large.keys() or (arrays is not None and not large):
+            raise ConsiliumError(errors.MESSAGE_MALFORMED, "a part twice")
+        return Sealed(fields["header"], Signature(fields["signature"]), parts | large)
     except (KeyError, ValueError, TypeError) as error:
         raise ConsiliumError(errors.MESSAGE_MALFORMED, type(error).__name__) from error
 

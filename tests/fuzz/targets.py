@@ -230,7 +230,11 @@ def open_records(raw: bytes) -> None:
     config = ConfigRecord({"header": odd if odd & 1 else header, "signature": raw[:4]})
     if odd & 2:
         config["more"] = 1
-    content = RecordDict({RECORDS[0]: config, RECORDS[1]: config if odd & 4 else arrays})
+    if odd & 8:
+        config["part.secagg"] = data
+    content = RecordDict({RECORDS[0]: config})
+    if not odd & 16:
+        content[RECORDS[1]] = config if odd & 4 else arrays
     sealed = records.from_records(content)
     records.to_records(sealed)
 
@@ -238,7 +242,7 @@ def open_records(raw: bytes) -> None:
 def record_seeds() -> list[bytes]:
     header = envelope().header
     array = Array(np.arange(5, dtype=np.uint8))
-    return [bytes([0, 0, odd, 1, 0, 5, 0, 0]) + join(header, array.data) for odd in range(8)]
+    return [bytes([0, 0, odd, 1, 0, 5, 0, 0]) + join(header, array.data) for odd in range(32)]
 
 
 def read_payload(raw: bytes) -> None:
