@@ -13,13 +13,16 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow browser check bench fuzz clean
+.PHONY: help demo demo-network test test-slow browser check bench fuzz clean
 
 help:  ## say what can be made
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## run a complete private, encrypted study on synthetic notes; the report lands in runs/demo
 	$(BIN)/consilium-sim run simulations/scenarios/demo.toml --out runs/demo
+
+demo-network: $(READY)  ## the same between processes: an operator and four hospitals over TLS on loopback, in runs/network
+	$(BIN)/python -m simulations.network.demo --out runs/network $(ARGS)
 
 test: $(READY)  ## every test that is not slow
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile

@@ -77,7 +77,7 @@ class Conduct:
     """How a study is run, beside what the study says.
 
     deadline    of a round
-    quorum      connected sites that an epoch is opened with at least; never fewer than the study's smallest cohort
+    quorum      connected sites that an epoch is opened with at least; never fewer than the protocol needs
     attendance  who is connected
     journal     where the study stands, if it is to outlive this process; raises what its disk raises
     board       told each site's standing
@@ -123,7 +123,8 @@ class Coordinator:
         self._optimizer = server_optimizer(self._study.training)
         self._letters = Correspondence(agreement, operator, witnesses)
         self._nodes: dict[SiteId, int] = {}
-        self._quorum = max(conduct.quorum, self._study.aggregation.minimum_cohort)
+        self._terms = Terms.from_study(self._study)
+        self._quorum = max(conduct.quorum, self._terms.smallest_cohort)
         self._board = conduct.board or Board()
         self._session: ServerSession | None = None
         self._instance = 0
@@ -169,7 +170,7 @@ class Coordinator:
             self._optimizer.restore(progress.optimizer)
             if progress.session:
                 self._session = ServerSession.restore(
-                    Terms.from_study(self._study),
+                    self._terms,
                     progress.session,
                     encodings=(self._vectors, self._counts),
                     entropy=self._entropy,
@@ -268,7 +269,7 @@ class Coordinator:
         if session is None or not (ready or session.phase in _OPENING):
             sites = self._gathered(grid, self._letters.keys)
             self._tried = {site: self._conduct.attendance.connection(self._nodes[site]) or "" for site in sites}
-            session = ServerSession.for_study(self._study, entropy=self._entropy)
+            session = ServerSession(self._terms, entropy=self._entropy)
             session.open_epoch(sites)
             self._session = session
         while session.phase in _OPENING:

@@ -166,6 +166,7 @@ def draft(
     consortium: Consortium,
     stream: str,
     now: datetime | None = None,
+    kind: Kind = Kind.SIMULATION,
 ) -> Study:
     """Write the Study, so that it can be judged before anyone signs it; raises CSL-404 where no sum could be opened.
 
@@ -179,7 +180,7 @@ def draft(
     )
     wanted = scenario.aggregation
     study = Study(
-        kind=Kind.SIMULATION,
+        kind=kind,
         title=scenario.title,
         operator=consortium.operator.public_key.hex(),
         created=_stamp(moment),

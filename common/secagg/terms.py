@@ -95,6 +95,12 @@ class Terms:
         """Fewest sites whose numbers are summed in a block of coordinates: each with two honest others (RULES 4)."""
         return max(self.tolerated + 3, self.minimum_cohort)
 
+    @property
+    def smallest_cohort(self) -> int:
+        """Fewest sites with which an epoch is worth opening: a sum of all of them could be opened."""
+        sizes = range(self.contributors_needed, len(self.roster) + 1)
+        return next((size for size in sizes if size >= self.survivors_needed(size)), len(self.roster))
+
     def check_cohort(self, cohort: Collection[SiteId]) -> None:
         """Raise CSL-404 for a cohort from which no sum could be opened even if nobody is lost."""
         if len(cohort) < self.survivors_needed(len(cohort)):
