@@ -32,6 +32,8 @@ LIGHT = (
     "client.egress_log",
     "client.ledger",
     "client.outbox",
+    "client.query",
+    "client.records",
     "client.site",
     "server.aggregation",
     "server.coordinator",
