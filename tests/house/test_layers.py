@@ -32,6 +32,7 @@ LIGHT = (
     "client.egress_log",
     "client.ledger",
     "client.outbox",
+    "client.preparing",
     "client.query",
     "client.records",
     "client.site",
