@@ -20,6 +20,7 @@ from rich.text import Text
 
 from client.ledger.book import Book
 from client.ledger.recovery import inspect
+from client.preparing import adapted
 from common import agreement, errors
 from common.console import BAD_INPUT, coded_errors
 from common.errors import ConsiliumError
@@ -104,9 +105,9 @@ def examine(
 
         def model() -> str:
             nonlocal dimension
-            adapted, task = _adapted(study, backbone)
-            dimension = adapted.dimension
-            return _preflight(adapted, task)
+            made, task = adapted(study, backbone)
+            dimension = made.dimension
+            return _preflight(made, task)
 
         yield _finding("model", model)
     yield _finding("encoding", lambda: _encoding(study, site, dimension))
@@ -152,16 +153,6 @@ def _backbone(study: Study, folder: Path) -> str:
 
     verify(folder, study.backbone)
     return f"{study.backbone.name}: {len(study.backbone.files)} files as signed"
-
-
-def _adapted(study: Study, folder: Path) -> tuple[AdaptedModel, Task]:
-    from common.adapters import attach
-    from common.backbone import load
-    from common.tasks import task_for
-
-    loaded = load(folder, study.backbone)
-    task = task_for(study.task, loaded.tokenizer)
-    return attach(loaded, study.adapter, task, study.stream), task
 
 
 def _preflight(model: AdaptedModel, task: Task) -> str:

@@ -148,7 +148,7 @@ class EgressLog:
             self._write(entry)
 
     def _mend(self, tail: bytes) -> None:
-        """Put a note over a line that was cut short; a crash in between leaves one cut short again."""
+        """Put a note over a line that was cut short, which is longer; a crash in between leaves one cut short again."""
         note = Torn(
             time=self._now(),
             size=len(tail),
@@ -156,10 +156,9 @@ class EgressLog:
             found=tail.decode(errors="backslashreplace"),
         )
         with self._lock, _coded(self._path):
-            self._write(note, undo=False)
-            os.ftruncate(self._descriptor, self._end)
+            self._write(note, over=tail)
 
-    def _write(self, entry: Entry, *, undo: bool = True) -> None:
+    def _write(self, entry: Entry, *, over: bytes = b"") -> None:
         link = extend(self._last, rfc8785.dumps(entry.model_dump(mode="json")))
         line = b'{"body":%b,"digest":"%b","number":%d}\n' % (link.body, link.digest.encode(), link.number)
         try:
@@ -168,9 +167,9 @@ class EgressLog:
                 raise OSError(f"{written} of {len(line)} bytes were written")
             os.fdatasync(self._descriptor)
         except OSError:
-            if undo:
-                # Where even this fails, the size is wrong from now on, and nothing more is written down or sent.
-                os.ftruncate(self._descriptor, self._end)
+            # Where even this fails, the size is wrong from now on, and nothing more is written down or sent.
+            os.pwrite(self._descriptor, over, self._end)
+            os.ftruncate(self._descriptor, self._end + len(over))
             raise
         self._last, self._end = link, self._end + len(line)
 

@@ -168,7 +168,10 @@ SECAGG_ABORTED = Fault("CSL-410", "secagg", "the sum was aborted", "the round is
 # 5xx  data, scenarios ----------------------------------------------------------------------------------------------
 DATA_QUERY = Fault("CSL-501", "data", "the query cannot be run", "correct the SELECT")
 DATA_FORBIDDEN = Fault(
-    "CSL-502", "data", "the query is not one SELECT over files in the data folder", "read only, and only below --data"
+    "CSL-502",
+    "data",
+    "the query is not one SELECT over files in the data folder",
+    "read only, and only below the data folder",
 )
 DATA_COLUMN = Fault("CSL-503", "data", "a column named is not in the query's result", "correct the column roles")
 DATA_EMPTY = Fault("CSL-504", "data", "a site has no data", "correct the query, or leave the site out")

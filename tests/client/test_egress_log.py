@@ -259,6 +259,25 @@ def test_a_full_disk_lets_nothing_out_and_harms_nothing(path: Path) -> None:
     assert [entry.kind for entry in read(path)] == ["payload", "payload"]
 
 
+def test_a_full_disk_while_mending_keeps_what_was_found(path: Path) -> None:
+    calls(path, 1)
+    with path.open("ab") as file:
+        file.write(b'{"body":')
+    whole = path.read_bytes()
+
+    def fill() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, resource.RLIM_INFINITY))
+        refused(lambda: opened(path))
+        os._exit(0)
+
+    child = FORK.Process(target=fill)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert path.read_bytes() == whole
+
+
 def test_a_sync_that_fails_lets_nothing_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: int) -> None:
         raise OSError(5, "Input/output error")

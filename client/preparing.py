@@ -1,0 +1,95 @@
+"""From a site's file and an approved study to what this site computes: backbone, model, records and their features.
+
+No record is read before the model has passed its preflight, which looks at invented inputs only (RULES 14). The
+machine-learning stack is loaded by the calls, not by this module, so that the command stays light.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.config import SiteConfig
+from common import backbone as backbones
+from common import errors
+from common.agreement import Agreement
+from common.errors import ConsiliumError
+from common.identity import Identity
+from common.study import Study, TrainingNoise
+
+if TYPE_CHECKING:
+    from client.workload import TextWorkload
+    from common.adapters import AdaptedModel
+    from common.tasks import Task
+
+FEATURES_PURPOSE = "consilium/v1/features"
+"""What the key of the computed features is derived for."""
+_MEMORY_BYTES = 1 << 30
+_DISK_BYTES = 16 << 30
+_log = logging.getLogger("consilium.preparing")
+
+
+def prepare(
+    config: SiteConfig, agreement: Agreement, identity: Identity, *, backbone: Path | None = None, device: str = "cpu"
+) -> TextWorkload:
+    """Return the site's workload under a study.
+
+    identity  the site's own: the side of each unit and the key of the computed features come from it
+    backbone  a folder that is used whatever the site's file names
+    device    that torch computes on
+
+    Noise comes from the system. Test records are computed each alone, and so are training records where the noise is
+    discrete: what is exact rests on no bit of a record's features depending on which others there are.
+
+    Raises CSL-122 for a site that is not in the roster, CSL-301 to CSL-304 for the backbone, CSL-310 for the adapter,
+    CSL-330 where the preflight refuses the model, and what :func:`client.records.load` raises for the records.
+    """
+    import torch
+
+    from client import records
+    from client.preflight import check
+    from client.training.features import Features
+    from client.training.folder import SealedFolder
+    from client.training.noise import SystemNoise
+    from client.training.store import FeatureStore
+    from client.workload import TextWorkload
+
+    study = agreement.study
+    study.member(config.site)
+    torch.set_num_threads(config.threads)
+    model, task = adapted(study, locate(config, backbone), device=device)
+    _log.info("%s", check(model, task).summary())
+    folder = SealedFolder(config.features_folder, identity.derive_key(FEATURES_PURPOSE), _DISK_BYTES)
+    store = FeatureStore(memory_bytes=_MEMORY_BYTES, folder=folder)
+    train, test = (task.encode(side.texts, side.labels, side.units) for side in records.load(config, study, identity))
+    return TextWorkload(
+        study,
+        config.site_id,
+        model,
+        training=Features(model, train, alone=study.privacy.noise is TrainingNoise.DISCRETE, store=store),
+        testing=Features(model, test, alone=True, store=store),
+        noise=SystemNoise(),
+    )
+
+
+def locate(config: SiteConfig, given: Path | None = None) -> Path:
+    """Return the backbone's folder: the one given, else what the site's file names; raises CSL-301."""
+    if given is not None:
+        return backbones.locate_folder(given)
+    source = config.backbone
+    if source is not None and source.folder is not None:
+        return backbones.locate_folder(source.folder)
+    if source is not None and source.package is not None:
+        return backbones.locate_package(source.package)
+    raise ConsiliumError(errors.BACKBONE_MISSING, "the site's file has no [backbone] with a folder or a package")
+
+
+def adapted(study: Study, folder: Path, *, device: str = "cpu") -> tuple[AdaptedModel, Task]:
+    """Return a study's model on the verified backbone of a folder, and its task; raises CSL-301 to CSL-304, CSL-310."""
+    from common.adapters import attach
+    from common.tasks import task_for
+
+    loaded = backbones.load(folder, study.backbone, device=device)
+    task = task_for(study.task, loaded.tokenizer)
+    return attach(loaded, study.adapter, task, study.stream), task
