@@ -128,13 +128,14 @@ class Rows:
             _PROGRESS,
             study,
             (
-                progress.instance,
-                progress.attempt,
-                progress.rounds,
+                # A NumPy integer would be written as what it is not read as.
+                int(progress.instance),
+                int(progress.attempt),
+                int(progress.rounds),
                 int(progress.under_way),
                 vector_bytes(progress.vector),
-                progress.optimizer,
-                progress.session,
+                bytes(progress.optimizer),
+                bytes(progress.session),
             ),
         )
 
