@@ -42,6 +42,7 @@ from tests.server.postgres import PASSWORD, Server
         "postgresql+pg8000://operator:hunter2@host",
         "postgresql+pg8000://operator:hunter2@/journal",
         "postgresql+pg8000://operator:hunter2@host:port/journal",
+        "postgresql+pg8000://operator:hunter2@/journal?unix_sock=/run/one&unix_sock=/run/two",
         "postgresql+pg8000://operator:hunter2@host/journal?unix_sock=/run/socket",
         "postgresql+pg8000://operator@host/journal?password=hunter2",
         "postgresql+pg8000://operator:p@hunter2@host/journal",
