@@ -83,8 +83,9 @@ class EgressLog:
     clock  for the times that people read
 
     A payload whose call returned is on disk. A call of the link is with the system when this returns, and on disk with
-    the next payload: killing the process loses none, a power cut may lose the last. Raises CSL-603 where the file is not what was written, cannot be written, or is
-    held by another process; a call that raised has written nothing, and what it was for must not be sent.
+    the next payload: killing the process loses none, a power cut may lose the last. Raises CSL-603 where the file is
+    not what was written, cannot be written, or is held by another process; a call that raised has written nothing, and
+    what it was for must not be sent.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:

@@ -26,12 +26,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ObjectTree,
-    PullObjectRequest,
-    PushObjectRequest,
-)
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -218,9 +213,6 @@ class NodeLink:
             if total > _MAX_MESSAGE:
                 raise ConsiliumError(errors.LINK_MALFORMED, "the message is too large")
             contents[part.object_id] = content
-        client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=tree.object_id)
-        )
         try:
             message = inflate_object_from_contents(tree.object_id, contents)
         except Exception:  # a server can send anything: what cannot be read is not answered

@@ -1,7 +1,7 @@
 """The operator's side of the network benchmark, as a process: stages to every site and back, timed.
 
-A stage here is all that one is in a study: signed requests, the link, the sites' checks, their durable replies, verified
-on arrival, and where the study stands written to the operator's journal before the next. Sites are rehearsals.
+A stage here is all that one is in a study: signed requests, the link, the sites' checks, their durable replies,
+verified on arrival, and where the study stands written to the operator's journal before the next. Sites are rehearsals.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Stages:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Wait for the sites, run stages, print one line of JSON; takes file, sites, stages, then megabytes to broadcast."""
+    """Wait for the sites, run stages, print a line of JSON; takes file, sites, stages, then megabytes to broadcast."""
     config = ServerConfig.load(Path(argv[0]))
     sites, stages, sizes = int(argv[1]), int(argv[2]), [int(size) for size in argv[3:]]
     identity = read_identity(config.keys.identity, read_passphrase(config.keys.passphrase))
