@@ -11,6 +11,7 @@ import contextlib
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -98,6 +99,7 @@ class NodeLink:
     key     the node key, which Flower's transport knows the site by; it proves nothing to anybody else
     app     the installed ClientApp
     write   is told of every request before it is sent (the second gate of the site's egress)
+    slots   seconds: a reply leaves at the next multiple of it on the clock (RULES 14); at once where None
     tell    is told what a person should know: connected, or the coded error that keeps the link down
     """
 
@@ -108,11 +110,12 @@ class NodeLink:
         app: App,
         *,
         write: Write,
+        slots: float | None = None,
         tell: Callable[[ConsiliumError | None], None] = lambda _state: None,
     ) -> None:
         check_flwr()
         self._server, self._key, self._app, self._tell = server, key, app, tell
-        self._gate = Gate(server.address, write)
+        self._gate, self._slots = Gate(server.address, write), slots
         self._stop = threading.Event()
         self._contexts: dict[int, Context] = {}
         self.node = 0
@@ -195,7 +198,10 @@ class NodeLink:
         if run not in self._contexts:
             # Flower keeps a context for each run; nothing of ours is in it.
             self._contexts = {run: Context(run, self.node, {}, RecordDict(), {})}
-        self._push(client, node, self._app(message, self._contexts[run]))
+        reply = self._app(message, self._contexts[run])
+        if self._slots is not None:
+            self._stop.wait(self._slots - time.time() % self._slots)
+        self._push(client, node, reply)
         return True
 
     def _whole(self, client: FleetHttpClient, node: Node, run: int, tree: ObjectTree) -> Message | None:
