@@ -1,21 +1,34 @@
 """The operator's listener as an ASGI app: Flower's Fleet routes and nothing else, for admitted nodes only.
 
 Flower's own middleware parses and authenticates. What it leaves open is closed here: a node may speak, reply and
-confirm for itself alone, and only the calls that a site needs are there: no registration, no run, no code bundle, and
-neither the Control nor the Runtime API. A node that asks for messages is kept waiting until there is one.
+confirm for itself alone, once and in bounds, and only the calls that a site needs are there: no registration, no run,
+no code bundle, and neither the Control nor the Runtime API. A node that asks for messages is kept waiting until there
+is one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    PullObjectRequest,
+    PushObjectRequest,
+)
 from flwr.supercore.error import http_error_translator
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router
@@ -24,6 +37,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
 
+from common.link.parts import MAX_MESSAGE, MAX_PARTS
 from common.link.relay import Relay
 
 PATHS = frozenset(
@@ -41,6 +55,7 @@ PATHS = frozenset(
 )
 """What a site calls. Everything else is not there."""
 HOLD_SECONDS = 10.0
+_NAME = re.compile(r"[0-9a-f]{64}")
 NODE_HEADER = "x-consilium-node"
 """Set on the response for whoever keeps the audit log in front of this app, which removes it again."""
 Next = Callable[[Request], Awaitable[Response]]
@@ -71,6 +86,7 @@ class _Claims:
     def __init__(self, relay: Relay, hold_seconds: float) -> None:
         self._relay, self._hold_seconds = relay, hold_seconds
         self._waiting: dict[int, set[asyncio.Future[None]]] = {}
+        self._pushed: dict[int, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         relay.on_mail(self._mail)
 
@@ -81,6 +97,9 @@ class _Claims:
         node = _node_of(self._relay, asked)
         if not await run_in_threadpool(self._may, node, asked):
             return _marked(JSONResponse({"detail": "not this node's"}, status_code=403), node)
+        if (over := self._over(asked)) is not None:
+            request.state.protobuf_response = over
+            return _marked(Response(), node)
         if isinstance(asked, ActivateNodeRequest):
             # A site that was cut off, or killed, connects anew: Flower would turn it away until its heartbeats are due.
             self._relay.state.deactivate_node(node)
@@ -93,20 +112,50 @@ class _Claims:
 
     def _may(self, node: int, asked: object) -> bool:
         """Return whether a node that is who it says may ask this. Flower compares the node's key and number alone."""
-        state = self._relay.state
         if isinstance(asked, PushMessagesRequest):
-            return len(asked.messages_list) == len(asked.message_object_trees) == 1 and all(
-                message.metadata.src_node_id == node for message in asked.messages_list
-            )
+            may = self._may_reply(node, asked)
+            if may:
+                self._pushed[node] = 0
+            return may
         if isinstance(asked, ConfirmMessageReceivedRequest):
-            message = state.message_ins_store.get(asked.message_object_id)
+            message = self._relay.state.message_ins_store.get(asked.message_object_id)
             return message is None or message.metadata.dst_node_id == node
         if isinstance(asked, PushObjectRequest):
-            # Flower accepts an object without a session from anyone.
-            return bool(asked.session_id)
+            # Flower accepts an object without a session from anyone, and as much as is announced.
+            self._pushed[node] = self._pushed.get(node, 0) + len(asked.object_content)
+            return bool(asked.session_id) and self._pushed[node] <= MAX_MESSAGE
         if isinstance(asked, PullObjectRequest):
             return self._relay.connection(node) is not None
         return True
+
+    def _may_reply(self, node: int, asked: PushMessagesRequest) -> bool:
+        """Return whether this is one reply of the node itself, the first, to what it was asked, of parts with names."""
+        state = self._relay.state
+        if not len(asked.messages_list) == len(asked.message_object_trees) == 1:
+            return False
+        metadata, tree = asked.messages_list[0].metadata, asked.message_object_trees[0]
+        if metadata.src_node_id != node or not metadata.reply_to_message_id or metadata.message_id != tree.object_id:
+            return False
+        for count, part in enumerate(iterate_object_tree(tree), 1):
+            if count > MAX_PARTS or not _NAME.fullmatch(part.object_id):
+                return False
+        with state.lock:
+            message = state.message_ins_store.get(metadata.reply_to_message_id)
+            answered = metadata.reply_to_message_id in state.message_ins_id_to_message_res_id
+        return message is None or (message.metadata.dst_node_id == node and not answered)
+
+    def _over(self, asked: object) -> PushMessagesResponse | ConfirmMessageReceivedResponse | None:
+        """Return the empty answer to whoever is late, for a message that is waited for no longer.
+
+        Flower would begin a session, which nothing ends, or drop whatever else has the name.
+        """
+        messages = self._relay.state.message_ins_store
+        if isinstance(asked, PushMessagesRequest):
+            known = asked.messages_list[0].metadata.reply_to_message_id in messages
+            return None if known else PushMessagesResponse()
+        if isinstance(asked, ConfirmMessageReceivedRequest):
+            return None if asked.message_object_id in messages else ConfirmMessageReceivedResponse()
+        return None
 
     async def _hold(self, node: int) -> bool:
         """Wait for a message, as long as this connection is the node's own; whoever is replaced gets nothing."""
