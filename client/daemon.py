@@ -72,13 +72,11 @@ class Daemon:
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message; whatever is wrong stays in the log here, and the operator sees ``unavailable``."""
         try:
-            app = self._app(peek_study(from_records(message.content)))
+            return self._app(peek_study(from_records(message.content)))(message, context)
         except ConsiliumError as error:
             _log.warning("refused", code=error.code, detail=str(error))
         except Exception:
             _log.exception("failed")
-        else:
-            return app(message, context)
         return Message(Error(600, str(ConsiliumError(errors.SITE_UNAVAILABLE))), reply_to=message)
 
     def warm(self) -> None:

@@ -31,7 +31,10 @@ class AuditLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._handle)
+        with self._lock:
+            os.close(self._handle)
+            # A line that comes later must not go into whatever file has the number then.
+            self._handle = -1
 
     def __call__(self, call: Call) -> None:
         """Add a line."""
@@ -40,6 +43,7 @@ class AuditLog:
         line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             try:
-                os.write(self._handle, line)
+                whole = os.write(self._handle, line) == len(line)
             except OSError:
-                self.lost += 1
+                whole = False
+            self.lost += not whole

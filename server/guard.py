@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -26,9 +26,11 @@ class Limits:
     """What one request and one peer may ask for.
 
     body_bytes       largest body; a vector travels in pieces of 5 MiB, whatever its length
-    calls_per_second of one node, over a burst of ``calls_burst``
-    refusals         of one address and key within ``refusal_seconds``, after which they are turned away unread
+    calls_per_second of one peer, over a burst of ``calls_burst``
+    refusals         of one peer within ``refusal_seconds``, after which it is turned away unread
     slowest_rate     bytes a second that a body must come with, after ``patience_seconds``
+    open_bytes       of all bodies of one peer that are being read at once
+    peers            that are told apart: an address, or a node that has shown itself to hold its key, at an address
     """
 
     body_bytes: int = 8 << 20
@@ -38,6 +40,7 @@ class Limits:
     refusal_seconds: float = 60.0
     slowest_rate: float = 64 << 10
     patience_seconds: float = 10.0
+    open_bytes: int = 32 << 20
     peers: int = 10_000
 
 
@@ -72,6 +75,8 @@ class Guard:
         self._app, self._audit, self._limits, self._clock = app, audit, limits, clock
         self._calls = _Buckets(limits.calls_per_second, limits.calls_burst, limits.peers)
         self._refusals = _Buckets(limits.refusals / limits.refusal_seconds, limits.refusals, limits.peers)
+        self._proven: OrderedDict[str, None] = OrderedDict()
+        self._reading: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -80,7 +85,13 @@ class Guard:
             return
         exchange = _Exchange(scope, receive, send, self._limits)
         start = self._clock()
-        refusal = self._refused(scope, exchange, start) if scope["type"] == "http" else (404, "not found")
+        # Anybody can name a key: a site behind the same address as an attacker is apart from it once it has proven its
+        # own, and whoever names many has no more for it.
+        key = f"{exchange.peer} {exchange.key}"
+        name = key if key in self._proven else exchange.peer
+        refusal = self._refused(scope, exchange, name, start) if scope["type"] == "http" else (404, "not found")
+        reading = 0 if refusal is not None else exchange.length or 0
+        self._reading[name] += reading
         try:
             if refusal is not None:
                 await exchange.refuse(*refusal)
@@ -89,8 +100,14 @@ class Guard:
         except _TooMuchError as error:
             await exchange.refuse(error.status, str(error))
         finally:
+            self._reading[name] -= reading
+            if not self._reading[name]:
+                del self._reading[name]
+            if exchange.node:
+                self._prove(key)
             if 400 <= exchange.status < 500 and exchange.status not in (409, 429):
-                self._refusals.take(exchange.name, start)
+                # Whoever names a node's key and cannot sign with it takes nothing from that node.
+                self._refusals.take(name if exchange.node else exchange.peer, start)
             self._audit(
                 Call(
                     at=time.time(),
@@ -104,11 +121,17 @@ class Guard:
                 )
             )
 
-    def _refused(self, scope: Scope, exchange: _Exchange, now: float) -> tuple[int, str] | None:
+    def _prove(self, key: str) -> None:
+        self._proven[key] = None
+        self._proven.move_to_end(key)
+        while len(self._proven) > self._limits.peers:
+            self._proven.popitem(last=False)
+
+    def _refused(self, scope: Scope, exchange: _Exchange, name: str, now: float) -> tuple[int, str] | None:
         """Return why a request is refused before a byte of its body is read; None lets it through."""
-        if not self._refusals.has(exchange.name, now):
+        if not self._refusals.has(name, now):
             return 429, "refused too often"
-        if not self._calls.take(exchange.key or exchange.peer, now):
+        if not self._calls.take(name, now):
             return 429, "too many calls"
         if scope["path"] not in PATHS:
             return 404, "not found"
@@ -118,6 +141,8 @@ class Guard:
             return 411, "a length is needed"
         if exchange.length > self._limits.body_bytes:
             return 413, "the body is too large"
+        if self._reading[name] + exchange.length > self._limits.open_bytes:
+            return 429, "too much at once"
         return None
 
 
@@ -135,9 +160,7 @@ class _Exchange:
         headers: Mapping[bytes, bytes] = dict(scope.get("headers", ()))
         client = scope.get("client")
         self.peer = str(client[0]) if client else ""
-        self.key = headers.get(_KEY_HEADER, b"")[:256].decode("ascii", "replace")
-        # A site behind the same address as an attacker is not turned away with it.
-        self.name = f"{self.peer} {self.key}"
+        self.key = headers.get(_KEY_HEADER, b"")[:512].decode("ascii", "replace")
         length = headers.get(b"content-length", b"")
         self.length = int(length) if length.isdigit() and len(length) < 16 else None
         self.status = self.received = self.sent = self.node = 0

@@ -1,7 +1,7 @@
 """A TLS listener in a thread of its own, whose connections have limits before anything is parsed.
 
 uvicorn speaks HTTP. What it has no limit for is added here: how long a handshake and the head of a request may take,
-and how many connections one address may hold.
+and how many connections one address may hold, from before the handshake on.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def listening(
     Raises CSL-644 where the address cannot be listened on.
     """
     sock = _bound(address)
-    protocol = type("LimitedProtocol", (_Limited,), {"head_seconds": head_seconds, "of_one": Counter[str]()})
+    protocol = type("LimitedProtocol", (_Limited,), {"head_seconds": head_seconds})
     config = uvicorn.Config(
         app,
         http=protocol,
@@ -114,8 +114,7 @@ def listening(
 
 def _bound(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # With the protocol named, or asyncio leaves Nagle's delay on: 40 ms for every response.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock = _Door(family)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address.host, address.port))
@@ -124,6 +123,43 @@ def _bound(address: Address) -> socket.socket:
         sock.close()
         raise ConsiliumError(errors.LINK_LISTEN, f"{address.host}:{address.port}: {error.strerror}") from error
     return sock
+
+
+class _Door(socket.socket):
+    """A listening socket that turns away whoever holds too many connections already, even without a word of TLS."""
+
+    def __init__(self, family: socket.AddressFamily) -> None:
+        # With the protocol named, or asyncio leaves Nagle's delay on: 40 ms for every response.
+        super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        self._open: Counter[str] = Counter()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept one connection; raises what asyncio takes for a peer that went away."""
+        accepted, address = super().accept()
+        open_, peer = self._open, str(address[0])
+        if open_[peer] >= _CONNECTIONS_OF_ONE or open_.total() >= _CONNECTIONS:
+            accepted.close()
+            raise ConnectionAbortedError
+        open_[peer] += 1
+        return _Passage(accepted, open_, peer), address
+
+
+class _Passage(socket.socket):
+    """An accepted connection, counted until it is closed."""
+
+    def __init__(self, accepted: socket.socket, open_: Counter[str], peer: str) -> None:
+        self._counted: Counter[str] | None = open_
+        self._peer = peer
+        super().__init__(fileno=accepted.detach())
+
+    def close(self) -> None:
+        """Close it, and count it no longer."""
+        super().close()
+        counted, self._counted = self._counted, None
+        if counted is not None:
+            counted[self._peer] -= 1
+            if not counted[self._peer]:
+                del counted[self._peer]
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -136,26 +172,16 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _Limited(H11Protocol):
-    """HTTP/1.1 whose requests' heads have a deadline, and whose peers may hold so many connections and no more."""
+    """HTTP/1.1 whose requests' heads have a deadline."""
 
     head_seconds = _HEAD_SECONDS
-    of_one: Counter[str]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._late: asyncio.TimerHandle | None = None
-        peer = transport.get_extra_info("peername")
-        self._peer = str(peer[0]) if peer else ""
-        self.of_one[self._peer] += 1
-        if self.of_one[self._peer] > _CONNECTIONS_OF_ONE:
-            transport.abort()
-            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.of_one[self._peer] -= 1
-        if not self.of_one[self._peer]:
-            del self.of_one[self._peer]
         self._got_head()
         super().connection_lost(exc)
 

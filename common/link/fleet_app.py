@@ -1,8 +1,8 @@
 """The operator's listener as an ASGI app: what a site must be able to call of Flower's Fleet API, and nothing else.
 
 Flower's own handlers answer, behind Flower's own check of who signed. What that leaves open is closed here: a node may
-speak, reply and push for itself alone, and there is no registration, no run, no code bundle, and neither the Control
-nor the Runtime API. A node that asks for messages is kept waiting until there is one.
+speak, reply and push for itself alone, once and in bounds, and there is no registration, no run, no code bundle, and
+neither the Control nor the Runtime API. A node that asks for messages is kept waiting until there is one.
 
 Flower's own app has a routing framework and four layers around each handler, which cost more than the handler.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -22,10 +23,12 @@ from flwr.proto.fleet_pb2 import (
     DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
+    PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
 from flwr.supercore.error import FlowerError
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.superlink.servicer.fleet import fleet_handlers
@@ -35,11 +38,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from common.link.parts import MAX_MESSAGE, MAX_PARTS
 from common.link.relay import Relay
 
 HOLD_SECONDS = 10.0
 NODE_HEADER = "x-consilium-node"
 """Set on the response for whoever keeps the audit log in front of this app, which removes it again."""
+_NAME = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger("consilium.link")
 _CALLS: dict[str, type[Message]] = {
     "/v1/fleet/activate-node": ActivateNodeRequest,
@@ -72,6 +77,7 @@ class _Fleet:
     def __init__(self, relay: Relay, hold_seconds: float) -> None:
         self._relay, self._hold_seconds = relay, hold_seconds
         self._waiting: dict[int, set[asyncio.Future[None]]] = {}
+        self._pushed: dict[int, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         # Where Flower's check looks for the link state.
         self._app = SimpleNamespace(state=SimpleNamespace(linkstate_factory=relay.factory))
@@ -136,6 +142,9 @@ class _Fleet:
         return node
 
     def _answer(self, asked: Message) -> Message:
+        if isinstance(asked, PushMessagesRequest) and self._is_over(asked):
+            # Flower would begin a session, which nothing ends.
+            return PushMessagesResponse()
         try:
             answer = self._handlers[type(asked)](asked)
         except FlowerError:
@@ -150,15 +159,37 @@ class _Fleet:
     def _may(self, node: int, asked: Message) -> bool:
         """Return whether a node that is who it says may ask this. Flower compares the node's key and number alone."""
         if isinstance(asked, PushMessagesRequest):
-            return len(asked.messages_list) == len(asked.message_object_trees) == 1 and all(
-                message.metadata.src_node_id == node for message in asked.messages_list
-            )
+            may = self._may_reply(node, asked)
+            if may:
+                self._pushed[node] = 0
+            return may
         if isinstance(asked, PushObjectRequest):
-            # Flower accepts an object without a session from anyone.
-            return bool(asked.session_id)
+            # Flower accepts an object without a session from anyone, and as much as is announced.
+            self._pushed[node] = self._pushed.get(node, 0) + len(asked.object_content)
+            return bool(asked.session_id) and self._pushed[node] <= MAX_MESSAGE
         if isinstance(asked, PullObjectRequest):
             return self._relay.connection(node) is not None
         return True
+
+    def _may_reply(self, node: int, asked: PushMessagesRequest) -> bool:
+        """Return whether this is one reply of the node itself, the first, to what it was asked, of parts with names."""
+        state = self._relay.state
+        if not len(asked.messages_list) == len(asked.message_object_trees) == 1:
+            return False
+        metadata, tree = asked.messages_list[0].metadata, asked.message_object_trees[0]
+        if metadata.src_node_id != node or not metadata.reply_to_message_id or metadata.message_id != tree.object_id:
+            return False
+        for count, part in enumerate(iterate_object_tree(tree), 1):
+            if count > MAX_PARTS or not _NAME.fullmatch(part.object_id):
+                return False
+        with state.lock:
+            message = state.message_ins_store.get(metadata.reply_to_message_id)
+            answered = metadata.reply_to_message_id in state.message_ins_id_to_message_res_id
+        return message is None or (message.metadata.dst_node_id == node and not answered)
+
+    def _is_over(self, asked: PushMessagesRequest) -> bool:
+        """Return whether a reply is late: to a message that is waited for no longer."""
+        return asked.messages_list[0].metadata.reply_to_message_id not in self._relay.state.message_ins_store
 
     async def _hold(self, node: int) -> bool:
         """Wait for a message, as long as this connection is the node's own; whoever is replaced gets nothing."""

@@ -19,7 +19,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -27,13 +27,11 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
-    get_object_id,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -44,17 +42,18 @@ from common import errors
 from common.errors import ConsiliumError
 from common.link.gate import Gate, Write
 from common.link.nodes import node_key_bytes
+from common.link.parts import parts_of
 from common.link.pinned import check_flwr
 
 HEARTBEAT_SECONDS = 10.0
 """The shortest that Flower allows; a node is taken for gone after two of them."""
 _CALL_SECONDS = 30.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
-_EMPTY_SECONDS = 0.05
-"""Between two pulls, should a server answer at once that there is nothing."""
-_MAX_OBJECTS = 4096
+_EMPTY_SECONDS = 1.0
+"""From one pull to the next, should a server answer at once that there is nothing: each is a line of the egress log."""
+_PART_SECONDS = 60.0
+"""How long a part may be announced and not there."""
 _MAX_RESPONSE = 16 << 20
-_MAX_MESSAGE = 1 << 31
 
 App = Callable[[Message, Context], Message]
 
@@ -133,8 +132,9 @@ class NodeLink:
                     if not down:
                         self._tell(None)
                     while not self._stop.is_set():
+                        asked = time.monotonic()
                         if not self._answer_one(client):
-                            self._stop.wait(_EMPTY_SECONDS)
+                            self._stop.wait(max(0.0, asked + _EMPTY_SECONDS - time.monotonic()))
                         # A link that opens and then fails is not yet a link.
                         if down:
                             self._tell(None)
@@ -190,55 +190,46 @@ class NodeLink:
         pulled = client.PullMessages(PullMessagesRequest(node=node))
         if not pulled.messages_list:
             return False
-        head, tree = message_from_proto(pulled.messages_list[0]), pulled.message_object_trees[0]
-        message = self._whole(client, node, head.metadata.run_id, tree)
+        if len(pulled.messages_list) != 1 or len(pulled.message_object_trees) != 1:
+            raise ConsiliumError(errors.LINK_MALFORMED, "not one message")
+        run, name = pulled.messages_list[0].metadata.run_id, pulled.message_object_trees[0].object_id
+        message = self._whole(client, node, run, name)
         if message is None:
             return True
-        run = message.metadata.run_id
         if run not in self._contexts:
             # Flower keeps a context for each run; nothing of ours is in it.
             self._contexts = {run: Context(run, self.node, {}, RecordDict(), {})}
-        reply = self._app(message, self._contexts[run])
+        try:
+            reply = self._app(message, self._contexts[run])
+        except Exception as error:  # nothing that a server asks may end this process
+            raise ConsiliumError(errors.LINK_MALFORMED, type(error).__name__) from error
         if self._slots is not None:
             self._stop.wait(self._slots - time.time() % self._slots)
         self._push(client, node, reply)
         return True
 
-    def _whole(self, client: FleetHttpClient, node: Node, run: int, tree: ObjectTree) -> Message | None:
+    def _whole(self, client: FleetHttpClient, node: Node, run: int, name: str) -> Message | None:
         """Fetch a message's parts, each by its hash; None for one that cannot be read."""
-        parts = list(iterate_object_tree(tree))
-        if len(parts) > _MAX_OBJECTS:
-            raise ConsiliumError(errors.LINK_MALFORMED, f"{len(parts)} parts")
-        contents: dict[str, bytes] = {}
-        total = 0
-        for part in parts:
-            if part.object_id in contents:
-                continue
-            content = self._object(client, node, run, part.object_id)
-            total += len(content)
-            if total > _MAX_MESSAGE:
-                raise ConsiliumError(errors.LINK_MALFORMED, "the message is too large")
-            contents[part.object_id] = content
+        contents = parts_of(name, lambda part: self._object(client, node, run, part))
         try:
-            message = inflate_object_from_contents(tree.object_id, contents)
+            message = inflate_object_from_contents(name, contents)
         except Exception:  # a server can send anything: what cannot be read is not answered
             return None
-        if not isinstance(message, Message) or not message.has_content():
+        if not isinstance(message, Message) or not message.has_content() or message.metadata.run_id != run:
             return None
-        message.metadata.__dict__["_message_id"] = tree.object_id
+        message.metadata.__dict__["_message_id"] = name
         return message
 
     def _object(self, client: FleetHttpClient, node: Node, run: int, name: str) -> bytes:
-        wait = 0.02
+        wait, end = 0.02, time.monotonic() + _PART_SECONDS
         while not self._stop.is_set():
             response = client.PullObject(PullObjectRequest(node=node, run_id=run, object_id=name))
             if not response.object_found:
                 raise ConsiliumError(errors.LINK_MALFORMED, "a part is not there")
             if response.object_available:
-                content = bytes(response.object_content)
-                if get_object_id(content) != name:
-                    raise ConsiliumError(errors.LINK_MALFORMED, "a part is another")
-                return content
+                return bytes(response.object_content)
+            if time.monotonic() > end:
+                raise ConsiliumError(errors.LINK_MALFORMED, "a part never came")
             self._stop.wait(wait)
             wait = min(2 * wait, 1.0)
         raise ConsiliumError(errors.LINK_DOWN, "stopped")
@@ -257,7 +248,7 @@ class NodeLink:
                         message_object_trees=[tree],
                     )
                 )
-                for name in response.objects_to_push:
+                for name in dict.fromkeys(response.objects_to_push):
                     if name not in contents:
                         raise ConsiliumError(errors.LINK_MALFORMED, "the server asks for what is no part of the reply")
                     client.PushObject(
@@ -272,12 +263,15 @@ class NodeLink:
 
 
 class _Bounded(httpx.HTTPTransport):
-    """Reads no response that is longer than any that the protocol has."""
+    """Reads no response that is longer than any that the protocol has, or that would be once it is unpacked."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)
         stream = response.stream
         assert isinstance(stream, httpx.SyncByteStream)
+        if "content-encoding" in response.headers:
+            stream.close()
+            raise ConsiliumError(errors.LINK_MALFORMED, "a response is compressed")
         response.stream = _Counted(stream)
         return response
 

@@ -24,16 +24,17 @@ from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
+from flwr.supercore.object_store import ObjectStore, ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 
+from common.errors import ConsiliumError
 from common.link.inprocess import OPERATOR_NODE
+from common.link.parts import parts_of
 from common.link.pinned import check_flwr
 
 _HEARTBEAT_SECONDS = 10.0
@@ -73,8 +74,14 @@ class Relay:
     def dismiss(self, public_key: bytes) -> None:
         """Let the holder of a node key connect no longer."""
         known = self.state.get_node_id_by_public_key(public_key)
-        if known is not None:
-            self.state.delete_node(NOOP_FLWR_AID, known)
+        if known is None:
+            return
+        state = self.state
+        with state.lock:
+            # Flower deletes no node that was never connected, and holds on to the key of one that is deleted.
+            state.activate_node(known, _HEARTBEAT_SECONDS)
+            state.delete_node(NOOP_FLWR_AID, known)
+            del state.node_public_key_to_node_id[public_key]
 
     def connection(self, node: int) -> str | None:
         """Return what names a node's present connection; None while it has none. Another one has another name."""
@@ -135,7 +142,7 @@ class Relay:
         finally:
             heartbeat.stop()
             state.finish_task(task, SubStatus.COMPLETED, "")
-            state.object_store.delete_objects_in_run(run_id)
+            state.cleanup_run(run_id)
 
 
 @dataclass(slots=True)
@@ -268,11 +275,8 @@ class FleetGrid(Grid):
         if reply is None:
             return None
         try:
-            parts = [node.object_id for node in iterate_object_tree(store.get_object_tree(reply))]
-        except NoObjectInStoreError:
-            return None
-        contents = {part: store.get(part) or b"" for part in parts}
-        if not all(contents.values()):
+            contents = parts_of(reply, lambda part: _there(store, part))
+        except (_NotYetError, ConsiliumError):
             return None
         self._forget(name)
         try:
@@ -291,3 +295,14 @@ class FleetGrid(Grid):
         for root in (name, reply):
             if root is not None:
                 self._state.object_store.delete(root)
+
+
+class _NotYetError(Exception):
+    """A part has not come."""
+
+
+def _there(store: ObjectStore, name: str) -> bytes:
+    content = store.get(name)
+    if not content:
+        raise _NotYetError
+    return content
