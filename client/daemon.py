@@ -119,7 +119,7 @@ class Daemon:
                 self._identity,
                 self._make(agreed),
                 self._ledger,
-                verified=config.peers,
+                verified=config.verified_in(agreed.study),
                 account=config.account,
                 clock=self._clock,
                 journal=journal,

@@ -6,7 +6,6 @@ things out, and no hospital's.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from client.ledger import SqliteLedger
 from common import agreement as agreements
 from common.agreement import countersign, sign, verify_study
-from common.identity import Identity, SiteId
+from common.identity import Identity, SiteId, fingerprint
 from common.keystore import generate_node_key, write_identity, write_node_key
 from common.study import Study, Unit
 from server.authority import Authority
@@ -108,7 +107,9 @@ def lay_out(
             _SITE.format(
                 site=site,
                 operator=operator.public_key.hex(),
-                verified=json.dumps(sorted(other for other in sites if other != site)),
+                verified="".join(
+                    f'{other} = "{fingerprint(identities[other].public_key)}"\n' for other in sites if other != site
+                ),
                 address=address,
                 passphrase=PASSPHRASE_VARIABLE,
                 data=data[site],
@@ -148,7 +149,6 @@ site = "{site}"
 operator = "{operator}"
 state = "state"
 studies = "studies"
-verified = {verified}
 
 [link]
 server = "{address}"
@@ -162,7 +162,9 @@ node = "keys/node.pem"
 passphrase = "env:{passphrase}"
 
 {data}
-{backbone}"""
+{backbone}
+[verified]
+{verified}"""
 
 _SERVER = """\
 state = "state"
