@@ -67,6 +67,17 @@ STUDY_SOFTWARE = Fault("CSL-109", "study", "this software is outside the study's
 IDENTITY_INVALID = Fault("CSL-120", "identity", "the key is not a valid Ed25519 key", "give the key as 64 hex digits")
 SIGNATURE_WRONG = Fault("CSL-121", "identity", "a signature does not hold", "check who holds the private key")
 IDENTITY_UNKNOWN = Fault("CSL-122", "identity", "the sender is not in the roster", "admit the site in a new study")
+ENROLMENT_INVALID = Fault(
+    "CSL-140", "enrolment", "the file is not what the other side wrote", "have it sent again, and compare fingerprints"
+)
+ENROLMENT_FOREIGN = Fault(
+    "CSL-141", "enrolment", "the file is for another site or operator", "use the file that was made for you"
+)
+ENROLMENT_THERE = Fault("CSL-142", "enrolment", "something is there already", "choose an empty folder, or remove it")
+ENROLMENT_UNWRITABLE = Fault("CSL-143", "enrolment", "a file cannot be written", "check who may write there")
+PEER_MISMATCH = Fault(
+    "CSL-144", "enrolment", "the fingerprint given is not that of this peer's key", "ask the peer again, by telephone"
+)
 MESSAGE_MALFORMED = Fault("CSL-130", "message", "the message cannot be read", "check that both sides run one version")
 MESSAGE_MISBOUND = Fault(
     "CSL-131", "message", "the message belongs to another study, instance, stage or sender", "none: it was refused"

@@ -46,7 +46,8 @@ def run(
 
     with coded_errors():
         chosen = ServerConfig.load(config)
-        identity = read_identity(chosen.keys.identity, read_passphrase(chosen.keys.passphrase))
+        passphrase = read_passphrase(chosen.keys.passphrase)
+        identity = read_identity(chosen.keys.identity, passphrase)
         to_stderr()
 
         def produce(study: Study) -> AdapterProduct:
@@ -55,7 +56,7 @@ def run(
             torch.set_num_threads(chosen.threads)
             return AdapterProduct(study, chosen.backbone)
 
-        operator = Operator(chosen, identity, produce)
+        operator = Operator(chosen, identity, produce, passphrase=passphrase)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: operator.stop())
         finished = operator.run(until_idle=until_idle)

@@ -65,12 +65,20 @@ class Operator:
 
     produce  makes a study's model: where it starts and what is released
     kind     of the studies that are run
+    passphrase  of the TLS key, if it is encrypted
     """
 
     def __init__(
-        self, config: ServerConfig, identity: Identity, produce: Produce, *, kind: Kind = Kind.DEPLOYMENT
+        self,
+        config: ServerConfig,
+        identity: Identity,
+        produce: Produce,
+        *,
+        kind: Kind = Kind.DEPLOYMENT,
+        passphrase: bytes | None = None,
     ) -> None:
         self._config, self._identity, self._produce, self._kind = config, identity, produce, kind
+        self._passphrase = passphrase
         self._stop = threading.Event()
         self._board, self._metrics = Board(), Metrics()
         self._relay = Relay()
@@ -127,6 +135,7 @@ class Operator:
             str(config.tls.certificate),
             str(config.tls.key),
             None if config.tls.client_ca is None else str(config.tls.client_ca),
+            self._passphrase,
         )
         with contextlib.ExitStack() as stack:
             fleet = Guard(fleet_app(self._relay), audit=audited)

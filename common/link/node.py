@@ -72,10 +72,12 @@ class Server:
     proxy: str | None = None
 
 
-def client_tls(ca: str | None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
+def client_tls(
+    ca: str | None, certificate: str | None = None, key: str | None = None, passphrase: bytes | None = None
+) -> ssl.SSLContext:
     """Return a context that trusts one CA and no other, or the system's where none is named.
 
-    certificate, key  the site's own pair, for a server that asks for one
+    certificate, key  the site's own pair, for a server that asks for one; the key's passphrase, if it is encrypted
     Raises CSL-643 for files that are no certificates.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -86,7 +88,8 @@ def client_tls(ca: str | None, certificate: str | None = None, key: str | None =
         else:
             context.load_verify_locations(ca)
         if certificate is not None:
-            context.load_cert_chain(certificate, key)
+            # Without one, OpenSSL would ask whoever sits at the terminal.
+            context.load_cert_chain(certificate, key, password=passphrase or b"none")
     except (OSError, ssl.SSLError) as error:
         raise ConsiliumError(errors.LINK_TLS, f"{certificate or ca}: {error}") from error
     return context

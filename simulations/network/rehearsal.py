@@ -153,9 +153,10 @@ def main(argv: Sequence[str]) -> int:
             serve(SiteConfig.load(chosen.config), _rehearsed, kind=Kind.SIMULATION)
             return 0
         config = ServerConfig.load(chosen.config)
-        identity = read_identity(config.keys.identity, read_passphrase(config.keys.passphrase))
+        passphrase = read_passphrase(config.keys.passphrase)
+        identity = read_identity(config.keys.identity, passphrase)
         to_stderr()
-        operator = Operator(config, identity, RehearsedProduct, kind=Kind.SIMULATION)
+        operator = Operator(config, identity, RehearsedProduct, kind=Kind.SIMULATION, passphrase=passphrase)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: operator.stop())
         return 0 if operator.run(until_idle=chosen.until_idle) else 3
