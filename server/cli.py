@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from common.console import coded_errors
+from server import commands
 from server.config import ServerConfig
 
 app = typer.Typer(
@@ -25,11 +26,6 @@ app = typer.Typer(
 )
 UNFINISHED = 3
 """Exit code where a study was stopped by a named error."""
-
-
-@app.callback()
-def _command() -> None:
-    """Keep subcommands, however few there are."""
 
 
 @app.command()
@@ -62,6 +58,10 @@ def run(
         finished = operator.run(until_idle=until_idle)
     if until_idle and not finished:
         raise typer.Exit(UNFINISHED)
+
+
+for _command in (commands.init, commands.admit, commands.remove, commands.sites):
+    app.command()(_command)
 
 
 def main() -> None:
