@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,7 @@ def lay_out(
     data: Mapping[SiteId, str],
     backbone: str,
     through: Mapping[SiteId, str] | None = None,
+    fetching: Collection[SiteId] = (),
 ) -> LaidOut:
     """Make the folder of a consortium that has no study yet.
 
@@ -71,6 +72,7 @@ def lay_out(
     data          each site's ``[data]`` table, TOML
     backbone      the ``[backbone]`` table of all, TOML; empty for none
     through       the address that a site connects to, where it is not the operator's own
+    fetching      sites that have the backbone's bytes from the operator instead
     """
     operator, authority = Identity.generate(), Authority("Consilium on this machine")
     identities = {site: Identity.generate() for site in sites}
@@ -112,7 +114,7 @@ def lay_out(
                 address=address,
                 passphrase=PASSPHRASE_VARIABLE,
                 data=data[site],
-                backbone=backbone,
+                backbone=_FROM_OPERATOR if site in fetching else backbone,
             )
         )
     server = home / "server.toml"
@@ -142,6 +144,8 @@ def publish(laid: LaidOut, study: Study, name: str = "study") -> None:
         agreements.write(made, signed, approvals)
         os.rename(made, place / "studies" / name)
 
+
+_FROM_OPERATOR = "[backbone]\nfrom_operator = true\n"
 
 _SITE = """\
 site = "{site}"
