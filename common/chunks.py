@@ -19,8 +19,8 @@ NEED = "need"
 CHUNK, PLACE, SIZE = "chunk", "place", "size"
 """Parts of the operator's request: bytes, where they belong, and how long their whole file is."""
 NEED_BYTES = 16
-CHUNK_BYTES = 1 << 20
-"""Most bytes in one chunk. A link that breaks costs one chunk again, and this many travel beside the header."""
+CHUNK_BYTES = 4 << 20
+"""Most bytes in one chunk: one piece of Flower's. A link that breaks costs one chunk again."""
 _PLACE, _SIZE = struct.Struct(">QQ"), struct.Struct(">Q")
 
 

@@ -24,8 +24,8 @@ from common.study import BackboneManifest
 from server.correspondence import Correspondence
 
 _log = log("consilium.distribution")
-_AT_ONCE = 16
-"""Sites that get chunks at the same time, whatever the roster: each has a chunk or two in memory."""
+_AT_ONCE = 8
+"""Sites that get chunks at the same time, whatever the roster: each has a few times a chunk in memory at most."""
 
 
 @dataclass(frozen=True, slots=True)
