@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from client import fetching
 from client.egress import EgressEntry
 from client.fetching import Cache, Fetching, cache_folder
 from client.ledger import MemoryLedger
@@ -160,10 +160,10 @@ def test_other_bytes_are_thrown_away_and_after_three_times_nothing_more_is_taken
 def test_a_full_disk_is_said_and_a_little_is_always_left_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path, manifest_of(FILES))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, (1 << 30) + 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, (1 << 30) + 1))
     assert refused(cache, Place(0, 0), 2, b"{}") == "CSL-306"
     assert kept(tmp_path) == {}
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, (1 << 30) + 2))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, (1 << 30) + 2))
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")

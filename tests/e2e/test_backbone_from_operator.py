@@ -31,6 +31,7 @@ pytestmark = pytest.mark.slow
 
 PASSPHRASE = "correct horse battery"
 SITES = [SiteId(f"s{number}") for number in range(4)]
+"""A private sum among four needs all four: what arrives, arrives before the first epoch."""
 FAR = SITES[0]
 ROUNDS, DIMENSION = 2, 1000
 OVERHEAD = 2_000_000
@@ -143,7 +144,9 @@ def consortium(
         proxy.close()
 
 
-def check_release(laid: LaidOut) -> None:
+def check_study(laid: LaidOut) -> None:
+    """Check that the study came to its end with the far site in every round."""
+    assert len(replies(laid, Stage.FIT)) == ROUNDS
     (release,) = (laid.server.parent / "state" / "releases").glob("[0-9a-f]*")
     assert np.allclose(np.load(release / "vector.npy"), ROUNDS * STEP, atol=1e-3)
 
@@ -154,9 +157,10 @@ def check_cache(cache: Path, source: Path) -> None:
         assert (cache / path.name).read_bytes() == path.read_bytes()
 
 
-def fetching_entries(laid: LaidOut) -> list[Payload]:
+def replies(laid: LaidOut, stage: Stage) -> list[Payload]:
+    """Return what left the far site at a stage."""
     entries = read(laid.sites[FAR].parent / "state" / "egress.jsonl")
-    return [entry for entry in entries if isinstance(entry, Payload) and entry.stage is Stage.BACKBONE]
+    return [entry for entry in entries if isinstance(entry, Payload) and entry.stage is stage]
 
 
 def test_90_mb_arrive_over_a_link_that_breaks_three_times(tmp_path: Path) -> None:
@@ -175,9 +179,9 @@ def test_90_mb_arrive_over_a_link_that_breaks_three_times(tmp_path: Path) -> Non
         resent = proxy.down - size
         print(f"\n{resent:,} bytes beside the backbone's own, with three cuts")
         assert resent <= 3 * CHUNK_BYTES + OVERHEAD
-    check_release(laid)
+    check_study(laid)
     check_cache(cache, tmp_path / "backbone")
-    entries = fetching_entries(laid)
+    entries = replies(laid, Stage.BACKBONE)
     assert len(entries) >= size // CHUNK_BYTES
     assert all(entry.part_bytes.get("need", 0) in (0, NEED_BYTES) for entry in entries)
 
@@ -200,5 +204,5 @@ def test_a_site_that_is_killed_on_the_way_goes_on_where_its_disk_is(tmp_path: Pa
         processes["again"] = start(REHEARSED_SITE, laid.sites[FAR], PASSPHRASE)
         assert operator.wait(LIMIT) == 0, laid.server.with_suffix(".log").read_text()[-3000:]
         assert proxy.down - size <= CHUNK_BYTES + OVERHEAD
-    check_release(laid)
+    check_study(laid)
     check_cache(cache, tmp_path / "backbone")

@@ -27,7 +27,7 @@ from common.link.records import from_records, to_records
 from common.messages import OPERATOR, Envelope, Stage, seal
 from common.payloads import LEDGER_BYTES, LEDGER_PART
 from common.study import Kind
-from server.attendance import Deadline
+from server.attendance import Deadline, Everyone
 from server.coordinator import Conduct, Coordinator
 from server.correspondence import Correspondence
 from server.distribution import Distribution, Turn
@@ -66,7 +66,7 @@ site = "{site}"
 operator = "{signed.operator.public_key.hex()}"
 state = "state"
 studies = "studies"
-verified = {[str(other) for other in SITES if other != site]}
+verified = {[str(other) for other in signed.sites if other != site]}
 [link]
 server = "server:443"
 [keys]
@@ -122,6 +122,45 @@ def test_sites_without_a_backbone_are_in_the_first_epoch(folder: Path, signed: S
     for site in SITES[1:]:
         cache = cache_folder(tmp_path / site / "state" / "backbones", signed.study.backbone)
         assert {path.name: path.read_bytes() for path in cache.iterdir()} == FILES
+    for daemon in daemons:
+        daemon.close()
+
+
+class Late(Everyone):
+    """Everyone but one site, which connects when it is told to."""
+
+    def __init__(self, node: int) -> None:
+        self.node, self.is_here = node, False
+
+    def connection(self, node: int) -> str | None:
+        return None if node == self.node and not self.is_here else super().connection(node)
+
+
+def test_a_site_that_is_late_gets_its_backbone_before_its_first_epoch(folder: Path, tmp_path: Path) -> None:
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
+    signed = signed_study(5, backbone={"files": digests}, training={"rounds": 2})
+    *others, late = sorted(signed.sites)
+    made: list[SiteId] = []
+    sources = dict.fromkeys(others, f'folder = "{folder}"') | {late: "from_operator = true"}
+    daemons = [daemon_of(signed, site, tmp_path / site, source, made) for site, source in sources.items()]
+    attendance = Late(OPERATOR_NODE + len(daemons))
+
+    def after_a_round(_record: object, _vector: object) -> None:
+        assert (late in made) is attendance.is_here
+        attendance.is_here = True
+
+    coordinator = Coordinator(
+        signed.agreement,
+        signed.operator,
+        np.zeros(DIMENSION, dtype=np.float32),
+        witnesses=MemoryWitnesses(),
+        on_round=after_a_round,
+        conduct=Conduct(deadline=Deadline(600.0), attendance=attendance, backbone=lambda: folder),
+    )
+    outcome = coordinator.run(
+        InProcessGrid({OPERATOR_NODE + 1 + place: cast(ClientApp, daemon) for place, daemon in enumerate(daemons)})
+    )
+    assert [record.survivors for record in outcome.rounds] == [tuple(others), (*others, late)]
     for daemon in daemons:
         daemon.close()
 
