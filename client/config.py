@@ -148,15 +148,19 @@ class Data(Part):
 
 
 class BackboneSource(Part):
-    """Who supplies the backbone's bytes; the study's digests decide whether they are right."""
+    """Who supplies the backbone's bytes; the study's digests decide whether they are right.
+
+    from_operator  the operator sends them over the link, and they are kept below ``state``
+    """
 
     folder: Place | None = None
     package: Name | None = None
+    from_operator: bool = False
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.folder is None) == (self.package is None):
-            raise ValueError("give either folder or package")
+        if [self.folder is not None, self.package is not None, self.from_operator].count(True) != 1:
+            raise ValueError("give one of folder, package and from_operator = true")
         return self
 
 
@@ -231,6 +235,11 @@ class SiteConfig(Part):
     def egress_file(self) -> Path:
         """Where what left is written down."""
         return self.state / "egress.jsonl"
+
+    @property
+    def backbones_folder(self) -> Path:
+        """Where backbones from the operator are kept."""
+        return self.state / "backbones"
 
     @property
     def features_folder(self) -> Path:

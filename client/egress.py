@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from common import errors
+from common.chunks import NEED, NEED_BYTES
 from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
 from common.messages import OPERATOR, Envelope, Sealed, Stage, seal
@@ -39,7 +40,8 @@ class EgressEntry:
 
 
 _GUARANTEES: Mapping[Stage, str] = {
-    Stage.IDENTIFY: "proof of identity",
+    Stage.IDENTIFY: "proof of identity; which part of the public backbone is still missing, if any is",
+    Stage.BACKBONE: "which part of the public backbone is still missing, if any is",
     Stage.KEYS: "public key of this epoch",
     Stage.PREPARE: "public mask key; shares encrypted to peers",
     Stage.ACKNOWLEDGE: "hashes of what peers sent",
@@ -83,9 +85,10 @@ class Egress:
         self._limits: dict[Stage, dict[str, int]] = {
             stage: {"secagg": overhead + (packed if stage is Stage.FIT else 8 * cells if stage is Stage.COUNTS else 0)}
             for stage in Stage
-            if stage is not Stage.IDENTIFY
+            if stage not in (Stage.IDENTIFY, Stage.BACKBONE)
         }
-        self._limits[Stage.IDENTIFY] = {"nonce": NONCE_BYTES}
+        self._limits[Stage.IDENTIFY] = {"nonce": NONCE_BYTES, NEED: NEED_BYTES}
+        self._limits[Stage.BACKBONE] = {NEED: NEED_BYTES}
 
     def release(self, request: Envelope, parts: Mapping[str, bytes]) -> Sealed:
         """Let the reply to a verified request leave, signed and written down; raises CSL-601 and lets nothing out.
@@ -93,7 +96,8 @@ class Egress:
         Where the ledger ends goes with every reply (RULES 18).
         """
         limits = self._limits[request.stage]
-        if request.sender != OPERATOR or parts.keys() != limits.keys():
+        # Where nothing is missing, nothing is said of it; every other part leaves at its stage, or nothing does.
+        if request.sender != OPERATOR or not limits.keys() - {NEED} <= parts.keys() <= limits.keys():
             raise ConsiliumError(errors.EGRESS_REFUSED, f"{request.stage.value}: parts {sorted(parts)}")
         for name, part in parts.items():
             if len(part) > limits[name]:

@@ -144,6 +144,12 @@ BACKBONE_UNSUPPORTED = Fault(
 BACKBONE_UNREACHABLE = Fault(
     "CSL-305", "backbone", "the source of the backbone cannot be reached", "use a local folder or a mirror"
 )
+BACKBONE_UNWRITABLE = Fault(
+    "CSL-306",
+    "backbone",
+    "what the operator sends of the backbone cannot be written",
+    "free space and check who may write there",
+)
 ADAPTER_INVALID = Fault("CSL-310", "adapter", "the adapter does not fit this backbone", "correct the field named")
 ADAPTER_VECTOR = Fault("CSL-311", "adapter", "a vector has the wrong length or non-finite values", "none: refused")
 TASK_LABEL_UNKNOWN = Fault(

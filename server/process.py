@@ -42,7 +42,7 @@ from server.health import Metrics, health_app
 from server.journal import Queued, SqlJournal
 from server.journal_events import State
 from server.listener import listening, tls_context
-from server.product import Produce
+from server.product import Produce, locate
 from server.progress import RoundRecord
 from server.witnesses import SqliteWitnesses
 
@@ -231,6 +231,7 @@ class Operator:
                         attendance=_Connected(self._relay, self._stop),
                         journal=journal.of(due.digest),
                         board=self._board,
+                        backbone=lambda: locate(self._config.backbone),
                     ),
                 )
                 outcome = coordinator.run(grid)

@@ -7,7 +7,7 @@ things out, and no hospital's.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def lay_out(
     data: Mapping[SiteId, str],
     backbone: str,
     through: Mapping[SiteId, str] | None = None,
+    fetching: Collection[SiteId] = (),
 ) -> LaidOut:
     """Make the folder of a consortium that has no study yet.
 
@@ -68,6 +69,7 @@ def lay_out(
     data          each site's ``[data]`` table, TOML
     backbone      the ``[backbone]`` table of all, TOML; empty for none
     through       the address that a site connects to, where it is not the operator's own
+    fetching      sites that have the backbone's bytes from the operator instead
     """
     secret, home = passphrase.encode(), folder / "operator"
     address = f"{HOST}:{port}"
@@ -93,7 +95,7 @@ def lay_out(
             passphrase=secret,
             source=f"env:{PASSPHRASE_VARIABLE}",
             data=data[site],
-            backbone=backbone,
+            backbone=_FROM_OPERATOR if site in fetching else backbone,
         )
         hospitals.join(place, home / operators.CONSORTIUM, band=1, passphrase=secret)
         admission = place / "admission.json"
@@ -131,3 +133,6 @@ def publish(laid: LaidOut, study: Study, name: str = "study") -> None:
         made = place / f".{name}"
         agreements.write(made, signed, approvals)
         os.rename(made, place / "studies" / name)
+
+
+_FROM_OPERATOR = "[backbone]\nfrom_operator = true\n"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,8 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.config import SiteConfig
+from client.preparing import locate
 from client.run import serve
 from client.site import Workload
+from common import backbone as backbones
 from common.agreement import Agreement, Approval, SignedStudy
 from common.console import coded_errors
 from common.identity import Identity, SiteId
@@ -95,10 +97,12 @@ def rehearsal(
     dimension: int,
     title: str = "A rehearsal",
     spare: int = 50,
+    files: Mapping[str, str] | None = None,
 ) -> Study:
     """Return a study among some sites whose vector has a length; how long stands in its backbone's revision.
 
     spare  charges that may be lost to aborted sums
+    files  the backbone's, with their SHA-256: sites whose file has a [backbone] begin with nothing less
     """
     now = datetime.now(UTC).replace(microsecond=0)
     return Study.from_fields(
@@ -116,7 +120,7 @@ def rehearsal(
                 "revision": str(dimension),
                 "licence": "Apache-2.0",
                 "training_data": "none",
-                "files": {"none.safetensors": "0" * 64},
+                "files": dict(files or {"none.safetensors": "0" * 64}),
             },
             "task": {"labels": ["no", "yes"], "max_tokens": 16},
             "adapter": {"method": "ffa-lora", "rank": 1, "alpha": 1.0, "targets": ["query"], "last_layers": 1},
@@ -163,7 +167,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _rehearsed(config: SiteConfig, agreed: Agreement, identity: Identity) -> Workload:
-    del config, identity
+    del identity
+    if config.backbone is not None:
+        backbones.verify(locate(config, agreed.study.backbone), agreed.study.backbone)
     return Rehearsed(dimension_of(agreed.study))
 
 

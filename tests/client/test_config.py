@@ -162,6 +162,8 @@ def test_relative_paths_are_below_the_file_wherever_the_process_goes(
         (', label = "label" }', " }", "data.columns.label"),
         ("[data]", "[backbone]\n[data]", "backbone"),
         ("[data]", '[backbone]\nfolder = "a"\npackage = "b"\n[data]', "backbone"),
+        ("[data]", '[backbone]\nfolder = "a"\nfrom_operator = true\n[data]', "backbone"),
+        ("[data]", "[backbone]\nfrom_operator = false\n[data]", "backbone"),
     ],
 )
 def test_what_is_wrong_is_refused_with_the_fields_name_and_not_its_value(
