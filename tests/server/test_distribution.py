@@ -21,7 +21,7 @@ from common import agreement as agreements
 from common import errors
 from common.chunks import CHUNK, CHUNK_BYTES, NEED, PLACE, SIZE, Place, dump_size
 from common.errors import ConsiliumError
-from common.identity import SiteId
+from common.identity import SiteId, fingerprint
 from common.link.inprocess import OPERATOR_NODE, RUN, InProcessGrid
 from common.link.records import from_records, to_records
 from common.messages import OPERATOR, Envelope, Stage, seal
@@ -61,12 +61,14 @@ def signed() -> Signed:
 def daemon_of(signed: Signed, site: SiteId, home: Path, source: str, made: list[SiteId]) -> Daemon:
     """Return a hospital's daemon that approved the study; ``made`` grows when its workload is."""
     agreements.write(home / "studies" / "one", signed.signed, signed.approvals)
+    peers = "\n".join(
+        f'{other} = "{fingerprint(identity.public_key)}"' for other, identity in signed.sites.items() if other != site
+    )
     (home / "site.toml").write_text(f"""
 site = "{site}"
 operator = "{signed.operator.public_key.hex()}"
 state = "state"
 studies = "studies"
-verified = {[str(other) for other in signed.sites if other != site]}
 [link]
 server = "server:443"
 [keys]
@@ -79,6 +81,8 @@ query = "SELECT 1"
 columns = {{ text = "t", label = "l" }}
 [backbone]
 {source}
+[verified]
+{peers}
 """)
 
     def make(_: object) -> KnownWorkload:
