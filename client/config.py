@@ -232,6 +232,11 @@ class SiteConfig(Part):
         return self.ledger.path or self.state / "ledger.sqlite"
 
     @property
+    def offers(self) -> Path:
+        """Where studies wait that the operator offered: one folder each, beside those that were approved."""
+        return self.studies.parent / "offers"
+
+    @property
     def egress_file(self) -> Path:
         """Where what left is written down."""
         return self.state / "egress.jsonl"

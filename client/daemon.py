@@ -23,6 +23,7 @@ from client.egress import EgressEntry
 from client.fetching import Fetching, cache_folder
 from client.journal import SqliteJournal
 from client.ledger import Ledger
+from client.offers import STAGES, Offers
 from client.outbox import SqliteOutbox
 from client.site import Site, SiteLog, Workload
 from common import agreement as agreements
@@ -70,14 +71,27 @@ class Daemon:
         self._record, self._kind, self._clock = record, kind, clock
         self._open: dict[Digest, _Open] = {}
         self._fetching: Fetching | None = None
+        self._offers = Offers(
+            config.site_id,
+            identity,
+            ledger,
+            config.operator_key,
+            config.offers,
+            config.studies,
+            record=record,
+            kind=kind,
+            clock=clock,
+        )
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message; whatever is wrong stays in the log here, and the operator sees ``unavailable``."""
         try:
             sealed = from_records(message.content)
-            digest = peek_study(sealed)
+            digest, stage = peek_study(sealed), Stage(message.metadata.message_type)
+            if stage in STAGES:
+                return Message(to_records(self._offers.answer(stage, sealed)), reply_to=message)
             fetching = self._fetched(digest)
-            reply = None if fetching is None else fetching.answer(Stage(message.metadata.message_type), sealed)
+            reply = None if fetching is None else fetching.answer(stage, sealed)
             if reply is not None:
                 return Message(to_records(reply), reply_to=message)
             return self._app(digest)(message, context)

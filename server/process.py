@@ -20,6 +20,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from flwr.serverapp import Grid
 
 from common import agreement as agreements
 from common import errors
@@ -28,7 +29,7 @@ from common.errors import ConsiliumError
 from common.identity import Identity, fingerprint
 from common.link.fleet_app import fleet_app
 from common.link.nodes import node_key_bytes
-from common.link.relay import Relay
+from common.link.relay import FleetGrid, Relay
 from common.logs import log
 from common.sqlite_files import sync_folder
 from common.study import Digest, Kind
@@ -42,6 +43,7 @@ from server.health import Metrics, health_app
 from server.journal import Queued, SqlJournal
 from server.journal_events import State
 from server.listener import listening, tls_context
+from server.offering import STOPPED, Offering, offers
 from server.product import Produce, locate
 from server.progress import RoundRecord
 from server.witnesses import SqliteWitnesses
@@ -83,6 +85,7 @@ class Operator:
         self._board, self._metrics = Board(), Metrics()
         self._relay = Relay()
         self._admitted: dict[str, bytes] = {}
+        self._nodes: dict[str, int] = {}
         self._current: Digest | None = None
         self.port = 0
 
@@ -95,19 +98,25 @@ class Operator:
 
         Raises CSL-64x where it cannot listen, CSL-63x for its files.
         """
-        with self.serving() as serving:
+        with self.serving() as serving, self._relay.run() as grid:
+            offering = self._offering(serving)
             tried: set[Digest] = set()
             while not self._stop.is_set():
+                offering.exchange(grid)
                 self.enqueue(serving.journal)
                 waiting = [study for study in serving.journal.queue() if study.state is not State.FINISHED]
-                due = next((study for study in waiting if study.digest not in tried), None)
+                due = next(
+                    (found for found in waiting if not (found.digest in tried or self._stopped(found.digest))), None
+                )
                 if due is None:
-                    if until_idle:
+                    if until_idle and not any(offers(self._config.offers, self._identity)):
                         return not waiting
                     self._stop.wait(_LOOK_SECONDS)
                     continue
-                tried.add(due.digest)
-                self._run_study(serving, due)
+                self._run_study(serving, grid, offering, due)
+                # One that ended with an error waits for a new start; one that was stopped, for its resumption.
+                if not self._stopped(due.digest):
+                    tried.add(due.digest)
             return False
 
     @contextlib.contextmanager
@@ -171,11 +180,12 @@ class Operator:
                 _log.warning("not a node key", site=path.stem, error=type(error).__name__)
         for name, key_bytes in found.items():
             if self._admitted.get(name) != key_bytes:
-                self._relay.admit(key_bytes, name)
+                self._nodes[name] = self._relay.admit(key_bytes, name)
                 _log.info("admitted", site=name)
         for name, key_bytes in self._admitted.items():
             if key_bytes not in found.values():
                 self._relay.dismiss(key_bytes)
+                self._nodes.pop(name, None)
                 _log.info("dismissed", site=name)
         self._admitted = found
 
@@ -198,7 +208,16 @@ class Operator:
                 journal.enqueue(signed, approvals)
                 _log.info("study queued", study=agreed.digest[:12], title=agreed.study.title)
 
-    def _run_study(self, serving: Serving, due: Queued) -> None:
+    def _offering(self, serving: Serving) -> Offering:
+        return Offering(
+            self._config.offers,
+            self._config.studies,
+            self._identity,
+            serving.witnesses,
+            lambda site: self._nodes.get(site),
+        )
+
+    def _run_study(self, serving: Serving, grid: FleetGrid, offering: Offering, due: Queued) -> None:
         """Run one study to its release, or to a named error that the journal keeps."""
         journal = serving.journal
         signed, approvals = journal.agreement(due.digest)
@@ -217,24 +236,35 @@ class Operator:
                 self._metrics.rounds.inc()
                 _log.info("round done", round=record.round_index, attempt=record.attempt, sites=len(record.survivors))
 
-            with self._relay.run() as grid:
-                grid.patience = deadline.patience
-                coordinator = Coordinator(
-                    agreed,
-                    self._identity,
-                    product.start(),
-                    witnesses=serving.witnesses,
-                    on_round=on_round,
-                    conduct=Conduct(
-                        deadline=deadline,
-                        quorum=self._config.quorum,
-                        attendance=_Connected(self._relay, self._stop),
-                        journal=journal.of(due.digest),
-                        board=self._board,
-                        backbone=lambda: locate(self._config.backbone),
+            grid.patience = deadline.patience
+
+            def between(grid: Grid) -> None:
+                offering.exchange(grid)
+                if self._stop.is_set():
+                    raise ConsiliumError(errors.SERVER_STOPPED, "between two rounds")
+                if self._stopped(due.digest):
+                    raise ConsiliumError(errors.STUDY_STOPPED, due.title)
+
+            coordinator = Coordinator(
+                agreed,
+                self._identity,
+                product.start(),
+                witnesses=serving.witnesses,
+                on_round=on_round,
+                conduct=Conduct(
+                    deadline=deadline,
+                    quorum=self._config.quorum,
+                    attendance=_Connected(self._relay, self._stop),
+                    journal=journal.of(due.digest),
+                    greet=lambda grid, nodes: offering.tell(
+                        grid, nodes, agreed.study, agreed.digest, signed, approvals
                     ),
-                )
-                outcome = coordinator.run(grid)
+                    between=between,
+                    board=self._board,
+                    backbone=lambda: locate(self._config.backbone),
+                ),
+            )
+            outcome = coordinator.run(grid)
             folder = self._config.state / "releases" / due.digest[:16]
             with _whole_or_nothing(folder) as made:
                 product.release(made, outcome.vector, signed, approvals)
@@ -243,10 +273,13 @@ class Operator:
             _log.info("released", study=due.digest[:12], folder=str(folder))
         except ConsiliumError as error:
             _log.error("study stopped", study=due.digest[:12], code=error.code, detail=str(error))
-            if error.code not in (errors.OPERATOR_UNWRITABLE.code, errors.OPERATOR_LOCKED.code):
+            if error.fault not in (errors.OPERATOR_UNWRITABLE, errors.OPERATOR_LOCKED, errors.SERVER_STOPPED):
                 journal.enter(due.digest, State.ABORTED, str(error))
         finally:
             self._current = None
+
+    def _stopped(self, digest: Digest) -> bool:
+        return (self._config.studies / STOPPED / digest[:16]).exists()
 
     def _status(self) -> Mapping[str, object]:
         return {"study": self._current, "admitted": sorted(self._admitted)}

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     with operator.serving() as serving, serving.relay.run() as grid:
         operator.enqueue(serving.journal)
         serving.journal.enter(agreed.digest, State.RUNNING)
-        letters = Correspondence(agreed, identity, serving.witnesses)
+        letters = Correspondence(agreed.study, agreed.digest, identity, serving.witnesses)
         stage = Stages(grid, letters, serving.journal.of(agreed.digest))
         while len(list(grid.get_node_ids())) < sites:
             serving.relay.wait(serving.relay.told(), 1.0)

@@ -128,11 +128,12 @@ def publish(laid: LaidOut, study: Study, name: str = "study") -> None:
     digest = verified.digest
     members = [member.site_id for member in verified.roster]
     approvals = tuple(countersign(verified, digest, site, laid.keys.sites[site]) for site in members)
-    for place in (laid.server.parent, *(laid.sites[site].parent for site in members)):
+    places = [(laid.server.parent, name), *((laid.sites[site].parent, digest[:16]) for site in members)]
+    for place, called in places:
         # Whole or not at all: a daemon may be looking.
         made = place / f".{name}"
         agreements.write(made, signed, approvals)
-        os.rename(made, place / "studies" / name)
+        os.rename(made, place / "studies" / called)
 
 
 _FROM_OPERATOR = "[backbone]\nfrom_operator = true\n"

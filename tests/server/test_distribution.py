@@ -178,7 +178,7 @@ class Sites:
         self.nodes = {site: OPERATOR_NODE + 1 + place for place, site in enumerate(answers)}
         self.grid = InProcessGrid({self.nodes[site]: self._app(site, answer) for site, answer in answers.items()})
         self.witnesses = MemoryWitnesses()
-        self.letters = Correspondence(signed.agreement, signed.operator, self.witnesses)
+        self.letters = Correspondence(signed.study, signed.study.digest, signed.operator, self.witnesses)
 
     def distribution(self, source: Callable[[], Path], needs: Mapping[SiteId, Place]) -> Distribution:
         made = Distribution(self.signed.study.backbone, self.letters, source)
