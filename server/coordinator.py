@@ -270,8 +270,10 @@ class Coordinator:
     def _opened(self, grid: Grid) -> ServerSession:
         """Return a session in which a sum can begin, or has begun; who came late is in it from a new epoch on."""
         self._identify(grid)
-        self._feed(grid, self._conduct.deadline.patience)
         session = self._session
+        if session is not None:
+            # Where there is no epoch yet, gathering for one does the same.
+            self._feed(grid, self._conduct.deadline.patience)
         if session is not None and not set(session.cohort) <= self._nodes.keys():
             # A new process does not know yet which connection is whose.
             self._gathered(grid, session.cohort)
