@@ -319,7 +319,7 @@ class Coordinator:
             if len(here) == len(wanted) or left <= 0:
                 return sorted(here)
             if self._feed(grid, min(left, self._conduct.deadline.patience)):
-                # Whoever gets its backbone is coming, however long that takes; for a quorum nobody waits in vain.
+                # Whoever gets its backbone is coming: each turn that brought bytes begins the wait for a quorum anew.
                 start = start if len(here) >= self._quorum else time.monotonic()
             elif not self._conduct.attendance.wait(left):
                 return sorted(here)
