@@ -275,8 +275,10 @@ class Coordinator:
     def _opened(self, grid: Grid) -> ServerSession:
         """Return a session in which a sum can begin, or has begun; who came late is in it from a new epoch on."""
         self._identify(grid)
-        self._feed(grid, self._conduct.deadline.patience)
         session = self._session
+        if session is not None:
+            # Where there is no epoch yet, gathering for one does the same.
+            self._feed(grid, self._conduct.deadline.patience)
         if session is not None and not set(session.cohort) <= self._nodes.keys():
             # A new process does not know yet which connection is whose.
             self._gathered(grid, session.cohort)
@@ -322,7 +324,7 @@ class Coordinator:
             if len(here) == len(wanted) or left <= 0:
                 return sorted(here)
             if self._feed(grid, min(left, self._conduct.deadline.patience)):
-                # Whoever gets its backbone is coming, however long that takes; for a quorum nobody waits in vain.
+                # Whoever gets its backbone is coming: each turn that brought bytes begins the wait for a quorum anew.
                 start = start if len(here) >= self._quorum else time.monotonic()
             elif not self._conduct.attendance.wait(left):
                 return sorted(here)
