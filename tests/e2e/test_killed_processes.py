@@ -1,0 +1,99 @@
+"""Hospitals and the operator are killed at every moment of a study, alone and together, and the study comes to its end.
+
+A death is SIGKILL by the process itself at a named moment (:mod:`tests.e2e.deaths`), so that each is met for certain.
+"""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from common.messages import Stage
+from tests.e2e.deaths import held, let_go, operator_dies, operator_waits, site_dies
+from tests.e2e.network import Network, network, until
+
+OPENING = (Stage.KEYS, Stage.PREPARE, Stage.ACKNOWLEDGE)
+SUMMING = (Stage.FIT, Stage.VIEW, Stage.UNMASK)
+COUNTING = (Stage.COUNTS, Stage.COUNTS_VIEW, Stage.COUNTS_UNMASK)
+OF_A_SITE = frozenset(
+    {f"{stage.value}:{what}" for stage in (*OPENING, *SUMMING) for what in ("asked", "masked", "recorded", "answered", "sent")}
+    | {"train.fit:charged", f"{Stage.IDENTIFY.value}:asked", "evaluate.counts:answered"}
+)
+OF_AN_OPERATOR = frozenset(
+    {f"{stage.value}:{what}" for stage in (Stage.IDENTIFY, *OPENING, *SUMMING, *COUNTING) for what in ("asking", "heard")}
+    | {"queued", "kept", "ending", "ended", "releasing", "released"}
+)
+VICTIM = "site-02"
+
+
+def marks_in(folder: Path) -> Path:
+    made = folder / "marks"
+    made.mkdir()
+    return made
+
+
+def deaths(marks: Path) -> set[str]:
+    return {mark.name for mark in marks.iterdir()} - {"last"}
+
+
+@pytest.mark.slow
+def test_a_site_may_die_at_any_moment_and_the_study_ends_with_the_right_sum(tmp_path: Path) -> None:
+    marks = marks_in(tmp_path)
+    with network(tmp_path, rounds=len(OF_A_SITE) + 2, dimension=100) as net:
+        net.faults[VICTIM] = partial(site_dies, OF_A_SITE, marks)
+        net.start()
+        net.finish(seconds=240)
+        net.end()
+        assert deaths(marks) == OF_A_SITE
+        assert net.starts[VICTIM] == len(OF_A_SITE) + 1
+        net.check_release()
+
+
+@pytest.mark.slow
+def test_an_operator_may_die_at_any_moment_and_goes_on_with_the_very_request(tmp_path: Path) -> None:
+    marks = marks_in(tmp_path)
+    with network(tmp_path, rounds=3, dimension=100) as net:
+        net.faults["operator"] = partial(operator_dies, OF_AN_OPERATOR, marks)
+        net.start()
+        net.finish(seconds=240)
+        net.end()
+        assert deaths(marks) == OF_AN_OPERATOR
+        net.check_release()
+        # Nobody was asked for another attempt: what was charged is what the study needs, and no more.
+        assert {record.attempt for record in net.rounds()} == {0}
+        assert all(len(net.charges(site)) == 3 + 1 for site in net.sites)
+
+
+@pytest.mark.slow
+def test_both_may_die_at_once(tmp_path: Path) -> None:
+    marks, moments = marks_in(tmp_path), frozenset({"train.prepare:answered", *(f"train.fit:{what}" for what in ("charged", "masked", "answered")), "train.unmask:recorded"})
+    with network(tmp_path, rounds=6, dimension=100) as net:
+        net.faults[VICTIM] = partial(site_dies, moments, marks)
+        net.start()
+        net.finish(seconds=120, together=True)
+        net.end()
+        assert deaths(marks) == moments
+        assert net.starts["operator"] == len(moments) + 1
+        net.check_release()
+
+
+@pytest.mark.slow
+def test_a_site_that_was_stopped_past_the_deadline_joins_a_later_epoch(tmp_path: Path) -> None:
+    marks = marks_in(tmp_path)
+    with network(tmp_path, rounds=4, deadline=25.0, dimension=100) as net:
+        net.faults["operator"] = partial(operator_waits, frozenset({0, 1}), marks)
+        net.start()
+        until(lambda: held(marks, 0), "the first round")
+        net.signal(VICTIM, signal.SIGSTOP)
+        let_go(marks, 0)
+        until(lambda: held(marks, 1), "a round without the one that is stopped")
+        net.signal(VICTIM, signal.SIGCONT)
+        let_go(marks, 1)
+        net.finish()
+        net.end()
+        net.check_release()
+        assert [VICTIM in record.survivors for record in net.rounds()][:2] == [True, False]
+        assert VICTIM in net.rounds()[-1].survivors
