@@ -1,4 +1,4 @@
-"""Faults inside a daemon's own process: it kills itself at a named moment, waits at one, or has a wrong clock.
+"""Faults inside a daemon's own process: it kills itself at a named moment, waits at one, or is not what it should be.
 
 A moment is a stage and how far it has come, as ``train.fit:charged``. A site comes through these in every stage:
 
@@ -32,11 +32,13 @@ from client.egress import Egress
 from client.ledger import SqliteLedger
 from client.outbox import SqliteOutbox
 from client.site import Site
+from common import agreement as agreements
 from common.link.node import NodeLink
 from common.messages import Sealed, Stage
 from server import journal as journals
 from server.correspondence import Correspondence
 from server.journal import SqlJournal, State
+from simulations.network import rehearsal as rehearsals
 from simulations.network.rehearsal import RehearsedProduct
 
 _HELD_SECONDS = 120.0
@@ -47,6 +49,11 @@ At = Callable[[str, int], None]
 def site_dies(moments: frozenset[str], marks: Path) -> None:
     """Have a site's process kill itself at each moment, once over all its lives and once in a sum."""
     _watch_site(partial(_die, moments, marks))
+
+
+def site_dies_in_every_sum(moment: str, marks: Path) -> None:
+    """Have a site's process kill itself at a moment of every sum, once in each."""
+    _watch_site(partial(_die, frozenset({moment}), marks, again=True))
 
 
 def operator_dies(moments: frozenset[str], marks: Path) -> None:
@@ -79,9 +86,20 @@ def clock_is_off(by: timedelta) -> None:
     mock.patch.object(interceptor, "now", wrong).start()
 
 
-def _die(moments: frozenset[str], marks: Path, moment: str, instance: int) -> None:
+def software_is(version: str) -> None:
+    """Have a daemon take itself for another version of this software."""
+    mock.patch.object(agreements, "version", lambda _distribution: version).start()
+
+
+def vector_is_longer() -> None:
+    """Have a site compute a vector with one coordinate more than the study's."""
+    right = rehearsals.dimension_of
+    mock.patch.object(rehearsals, "dimension_of", lambda study: right(study) + 1).start()
+
+
+def _die(moments: frozenset[str], marks: Path, moment: str, instance: int, *, again: bool = False) -> None:
     mark, last = marks / moment, marks / "last"
-    if moment not in moments or mark.exists():
+    if moment not in moments or (mark.exists() and not again):
         return
     if ":" in moment and instance and last.exists() and last.read_text() == str(instance):
         return

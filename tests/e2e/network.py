@@ -46,7 +46,7 @@ BIG = 30_000
 """Bytes that nothing but a vector of that dimension has in a row on the wire."""
 SLOWEST = 90.0
 FORKED = get_context("forkserver")
-FORKED.set_forkserver_preload(["tests.e2e.network", "tests.e2e.deaths"])
+FORKED.set_forkserver_preload(["tests.e2e.network", "tests.e2e.deaths", "client.daemon", "dp_accounting.pld"])
 DATA = '[data]\nfolder = "data"\nquery = "SELECT 1"\n[data.columns]\ntext = "t"\nlabel = "l"\n'
 
 Fault = Callable[[], None]
