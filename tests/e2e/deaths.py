@@ -51,9 +51,9 @@ def site_dies(moments: frozenset[str], marks: Path) -> None:
     _watch_site(partial(_die, moments, marks))
 
 
-def site_dies_in_every_sum(moment: str, marks: Path) -> None:
-    """Have a site's process kill itself at a moment of every sum, once in each."""
-    _watch_site(partial(_die, frozenset({moment}), marks, again=True))
+def site_dies_in_every_sum(moments: frozenset[str], marks: Path) -> None:
+    """Have a site's process kill itself at the first of some moments of every sum, once in each."""
+    _watch_site(partial(_die, moments, marks, again=True))
 
 
 def operator_dies(moments: frozenset[str], marks: Path) -> None:
