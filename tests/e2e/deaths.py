@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from flwr.supernode import node_auth_http_interceptor as interceptor
+from flwr.supercore.date import now
 
 from client.egress import Egress
 from client.ledger import SqliteLedger
@@ -78,17 +78,16 @@ def let_go(marks: Path, round_index: int) -> None:
 
 def clock_is_off(by: timedelta) -> None:
     """Have the link's requests carry another time; the rest of the process keeps the right one."""
-    right = interceptor.now
 
     def wrong() -> datetime:
-        return right() + by
+        return now() + by
 
-    mock.patch.object(interceptor, "now", wrong).start()
+    mock.patch("flwr.supernode.node_auth_http_interceptor.now", wrong).start()
 
 
 def software_is(version: str) -> None:
     """Have a daemon take itself for another version of this software."""
-    mock.patch.object(agreements, "version", lambda _distribution: version).start()
+    mock.patch.object(agreements, "version", return_value=version).start()
 
 
 def vector_is_longer() -> None:
@@ -163,7 +162,9 @@ def _nothing(*_: object) -> None:
     return
 
 
-def _around(owner: type, name: str, *, before: Callable[..., None] = _nothing, after: Callable[..., None] = _nothing) -> None:
+def _around(
+    owner: type, name: str, *, before: Callable[..., None] = _nothing, after: Callable[..., None] = _nothing
+) -> None:
     """Have a method of this process call something with its arguments before it begins and after it returned."""
     method = getattr(owner, name)
 

@@ -11,9 +11,7 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +32,7 @@ from common.study import Study, Unit
 from server.journal import SqlJournal, State
 from server.progress import RoundRecord
 from simulations.network import rehearsal as rehearsals
-from simulations.network.consortium import HOST, PASSPHRASE_VARIABLE, Account, LaidOut, lay_out, publish
+from simulations.network.consortium import PASSPHRASE_VARIABLE, Account, LaidOut, lay_out, publish
 from simulations.network.processes import free_port
 
 if TYPE_CHECKING:
@@ -137,7 +135,9 @@ class Network:
                 dead.append("operator")
             self.start(*dead) if dead else None
             alive = [process for process in self.processes.values() if process.exitcode is None]
-            assert self.operator in alive or self.operator.exitcode in (0, -signal.SIGKILL), self.log("operator")[-3000:]
+            assert self.operator in alive or self.operator.exitcode in (0, -signal.SIGKILL), self.log("operator")[
+                -3000:
+            ]
             time.sleep(0.02)
 
     def codes(self, name: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What stands between a site and its operator in tests of faults: a relay on loopback that cuts links on a condition."""
+"""What stands between a site and its operator in tests: a relay on loopback that cuts links on a condition."""
 
 from __future__ import annotations
 

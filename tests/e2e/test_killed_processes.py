@@ -96,7 +96,9 @@ def test_an_operator_may_die_while_the_others_agree_on_who_was_lost(tmp_path: Pa
     marks, others = marks_in(tmp_path / "one"), marks_in(tmp_path / "other")
     with network(tmp_path, rounds=2, dimension=100) as net:
         net.faults["operator"] = partial(operator_dies, moments, marks)
-        net.faults[VICTIM] = partial(site_dies_in_every_sum, frozenset({"train.fit:charged", "evaluate.counts:charged"}), others)
+        net.faults[VICTIM] = partial(
+            site_dies_in_every_sum, frozenset({"train.fit:charged", "evaluate.counts:charged"}), others
+        )
         net.start()
         net.finish(seconds=120)
         net.end()
@@ -108,7 +110,16 @@ def test_an_operator_may_die_while_the_others_agree_on_who_was_lost(tmp_path: Pa
 
 @pytest.mark.slow
 def test_both_may_die_at_once(tmp_path: Path) -> None:
-    marks, moments = marks_in(tmp_path), frozenset({"train.prepare:answered", *(f"train.fit:{what}" for what in ("charged", "masked", "answered")), "train.unmask:recorded"})
+    marks, moments = (
+        marks_in(tmp_path),
+        frozenset(
+            {
+                "train.prepare:answered",
+                *(f"train.fit:{what}" for what in ("charged", "masked", "answered")),
+                "train.unmask:recorded",
+            }
+        ),
+    )
     with network(tmp_path, rounds=6, dimension=100) as net:
         net.faults[VICTIM] = partial(site_dies, moments, marks)
         net.start()

@@ -32,9 +32,7 @@ def test_the_demonstration_ends_with_a_release_that_its_agreement_and_its_books_
     assert len(configs) == demo.HOSPITALS
 
     signed, approvals = agreements.read(release / "agreement")
-    agreed = verify_agreement(
-        signed, approvals, configs[0].operator_key, now=datetime.now(UTC), kind=Kind.DEPLOYMENT
-    )
+    agreed = verify_agreement(signed, approvals, configs[0].operator_key, now=datetime.now(UTC), kind=Kind.DEPLOYMENT)
     assert {member.site_id for member in agreed.study.roster} == {config.site_id for config in configs}
     assert len(json.loads((release / "result.json").read_text())["rounds"]) == ROUNDS
 
