@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import typer
 
 from client.egress_log import Payload, read
 from client.ledger import ChargeKey, SqliteLedger
@@ -250,7 +249,4 @@ def _daemon(arguments: list[str], log: Path, fault: Fault) -> None:
     os.dup2(descriptor, 2)
     os.environ[PASSPHRASE_VARIABLE] = PASSPHRASE
     fault()
-    try:
-        sys.exit(rehearsals.main(arguments))
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
+    sys.exit(rehearsals.main(arguments))

@@ -28,7 +28,14 @@ def update_is_there(way: str, passage: Passage) -> bool:
     return way == "down" and passage.up > BIG
 
 
-@pytest.mark.parametrize("rule", [vector_comes, update_goes, update_is_there])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(vector_comes, marks=pytest.mark.slow),
+        pytest.param(update_goes, marks=pytest.mark.slow),
+        update_is_there,
+    ],
+)
 def test_a_site_whose_link_is_cut_is_neither_lost_nor_charged_twice(tmp_path: Path, rule: Rule) -> None:
     port = free_port()
     with (

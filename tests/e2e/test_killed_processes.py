@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.messages import Stage
+from server.journal import State
 from tests.e2e.deaths import held, let_go, operator_dies, operator_waits, site_dies, site_dies_in_every_sum
 from tests.e2e.network import network, until
 
@@ -127,6 +128,28 @@ def test_both_may_die_at_once(tmp_path: Path) -> None:
         net.end()
         assert deaths(marks) == moments
         assert net.starts["operator"] == len(moments) + 1
+        net.check_release()
+
+
+@pytest.mark.slow
+def test_a_study_that_lost_too_many_ends_by_name_and_goes_on_when_they_are_back(tmp_path: Path) -> None:
+    marks, lost = marks_in(tmp_path), ("site-03", "site-04")
+    with network(tmp_path, rounds=3, deadline=15.0, dimension=100) as net:
+        net.faults["operator"] = partial(operator_waits, frozenset({0}), marks)
+        net.start()
+        until(lambda: held(marks, 0), "the first round")
+        for site in lost:
+            net.kill(site)
+        let_go(marks, 0)
+        until(lambda: net.operator.exitcode is not None, "the operator ends")
+        assert net.operator.exitcode == 3
+        assert "CSL-602" in net.codes("operator")
+        assert net.state() is State.ABORTED
+        assert [record.round_index for record in net.rounds()] == [0]
+        assert not (net.place("operator") / "state" / "releases").exists()
+        net.start("operator", *lost)
+        net.finish()
+        net.end()
         net.check_release()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.identity import SiteId
+from simulations.network import rehearsal as rehearsals
 from simulations.network.processes import SITE, end, start
 from tests.e2e import deaths
 from tests.e2e.network import PASSPHRASE, network, until
@@ -51,3 +52,10 @@ def test_a_second_daemon_on_one_state_folder_ends_with_csl_604(tmp_path: Path) -
             end(twin)
         assert "CSL-604" in (net.place(VICTIM) / "twin.log").read_text()
         assert net.processes[VICTIM].exitcode is None
+
+
+def test_a_daemon_without_its_file_ends_with_one_coded_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for side, code in (("site", "CSL-530"), ("operator", "CSL-540")):
+        assert rehearsals.main([side, str(tmp_path / "none.toml")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(code)
