@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from client.config import SiteConfig
@@ -146,24 +147,31 @@ def dimension_of(study: Study) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one process of a rehearsal."""
+    """Run one process of a rehearsal; returns its exit status, 2 for a coded error."""
     parser = argparse.ArgumentParser(prog="python -m simulations.network.rehearsal")
     parser.add_argument("side", choices=("operator", "site"))
     parser.add_argument("config", type=Path)
     parser.add_argument("--until-idle", action="store_true")
     chosen = parser.parse_args(argv)
-    with coded_errors():
-        if chosen.side == "site":
-            serve(SiteConfig.load(chosen.config), _rehearsed, kind=Kind.SIMULATION)
-            return 0
-        config = ServerConfig.load(chosen.config)
-        passphrase = read_passphrase(config.keys.passphrase)
-        identity = read_identity(config.keys.identity, passphrase)
-        to_stderr()
-        operator = Operator(config, identity, RehearsedProduct, kind=Kind.SIMULATION, passphrase=passphrase)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: operator.stop())
-        return 0 if operator.run(until_idle=chosen.until_idle) else 3
+    try:
+        with coded_errors():
+            return _run(chosen.side, chosen.config, until_idle=chosen.until_idle)
+    except typer.Exit as stopped:
+        return stopped.exit_code
+
+
+def _run(side: str, file: Path, *, until_idle: bool) -> int:
+    if side == "site":
+        serve(SiteConfig.load(file), _rehearsed, kind=Kind.SIMULATION)
+        return 0
+    config = ServerConfig.load(file)
+    passphrase = read_passphrase(config.keys.passphrase)
+    identity = read_identity(config.keys.identity, passphrase)
+    to_stderr()
+    operator = Operator(config, identity, RehearsedProduct, kind=Kind.SIMULATION, passphrase=passphrase)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: operator.stop())
+    return 0 if operator.run(until_idle=until_idle) else 3
 
 
 def _rehearsed(config: SiteConfig, agreed: Agreement, identity: Identity) -> Workload:
