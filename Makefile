@@ -13,7 +13,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-network test test-slow browser check bench fuzz clean
+.PHONY: help demo demo-network test test-slow browser postgres check bench fuzz clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -27,13 +27,19 @@ demo-network: $(READY)  ## the same between processes: an operator and four hosp
 test: $(READY)  ## every test that is not slow
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
-test-slow: $(READY) browser  ## the slow tests: statistics, whole studies, browser
+test-slow: $(READY) browser postgres  ## the slow tests: statistics, whole studies, browser, PostgreSQL
 	@$(BIN)/python -m pytest -m slow || { code=$$?; test $$code -eq 5 && echo "no slow test was collected"; }
 
 # Browser tests drive Debian's Chromium. Where it is absent and cannot be installed they are skipped, and say so.
 browser:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 		|| echo "no chromium here: browser tests will be skipped"
+
+# The journal's tests start a server of their own from Debian's binaries. Where there are none, they say so likewise.
+postgres:
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 \
+		|| { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq postgresql >/dev/null; } \
+		|| echo "no PostgreSQL here: its tests will be skipped"
 
 check: $(READY)  ## format, lint, types, layers, names, licences, error pages, wheel, bill of materials
 	$(BIN)/ruff format --check .

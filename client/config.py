@@ -67,6 +67,8 @@ class Link(Part):
     ca                 certificates to trust, PEM; the system's where not given
     certificate, key   this site's own pair for TLS, where the server asks for one
     proxy              http://host:port
+    reply_slots        seconds: replies leave at multiples of it on the clock, so that when one leaves tells less of how
+                       long was computed; at once where not given
     """
 
     server: str
@@ -74,6 +76,7 @@ class Link(Part):
     certificate: Place | None = None
     key: Place | None = None
     proxy: str | None = None
+    reply_slots: float | None = Field(default=None, ge=0.1, le=3600.0)
 
     @field_validator("server")
     @classmethod

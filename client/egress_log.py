@@ -82,8 +82,10 @@ class EgressLog:
     path   made with mode 0600 where there is none, in a folder that exists; else its chain is verified and goes on
     clock  for the times that people read
 
-    A call that returned is on disk. Raises CSL-603 where the file is not what was written, cannot be written, or is
-    held by another process; a call that raised has written nothing, and what it was for must not be sent.
+    A payload whose call returned is on disk. A call of the link is with the system when this returns, and on disk with
+    the next payload: killing the process loses none, a power cut may lose the last. Raises CSL-603 where the file is
+    not what was written, cannot be written, or is held by another process; a call that raised has written nothing, and
+    what it was for must not be sent.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -134,18 +136,19 @@ class EgressLog:
                 total_bytes=entry.total_bytes,
                 sha256=entry.sha256,
                 guarantee=entry.guarantee,
-            )
+            ),
+            sync=True,
         )
 
     def control(self, method: str, sent: int, peer: str) -> None:
         """Write down a call of the link before it is made: its name, its bytes, and host and port of whom it calls."""
-        self._append(Control(time=self._now(), method=method, sent=sent, peer=peer))
+        self._append(Control(time=self._now(), method=method, sent=sent, peer=peer), sync=False)
 
-    def _append(self, entry: Entry) -> None:
+    def _append(self, entry: Entry, *, sync: bool) -> None:
         with self._lock, _coded(self._path):
             if os.fstat(self._descriptor).st_size != self._end:
                 raise _fault(self._path, "something else wrote in it")
-            self._write(entry)
+            self._write(entry, sync=sync)
 
     def _mend(self, tail: bytes) -> None:
         """Put a note over a line that was cut short, which is longer; a crash in between leaves one cut short again."""
@@ -158,14 +161,15 @@ class EgressLog:
         with self._lock, _coded(self._path):
             self._write(note, over=tail)
 
-    def _write(self, entry: Entry, *, over: bytes = b"") -> None:
+    def _write(self, entry: Entry, *, over: bytes = b"", sync: bool = True) -> None:
         link = extend(self._last, rfc8785.dumps(entry.model_dump(mode="json")))
         line = b'{"body":%b,"digest":"%b","number":%d}\n' % (link.body, link.digest.encode(), link.number)
         try:
             written = os.pwrite(self._descriptor, line, self._end)
             if written != len(line):
                 raise OSError(f"{written} of {len(line)} bytes were written")
-            os.fdatasync(self._descriptor)
+            if sync:
+                os.fdatasync(self._descriptor)
         except OSError:
             # Where even this fails, the size is wrong from now on, and nothing more is written down or sent.
             os.pwrite(self._descriptor, over, self._end)

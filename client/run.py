@@ -65,7 +65,14 @@ def serve(config: SiteConfig, make: Make, *, kind: Kind = Kind.DEPLOYMENT) -> No
             else:
                 told.warning("link", code=error.code, detail=str(error))
 
-        node = NodeLink(Server(link.server, tls, link.proxy), node_key, daemon, write=egress.control, tell=tell)
+        node = NodeLink(
+            Server(link.server, tls, link.proxy),
+            node_key,
+            daemon,
+            write=egress.control,
+            slots=link.reply_slots,
+            tell=tell,
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: node.stop())
         daemon.warm()

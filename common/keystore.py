@@ -81,8 +81,8 @@ def read_identity(path: Path, passphrase: bytes) -> Identity:
 
 
 def generate_node_key() -> ec.EllipticCurvePrivateKey:
-    """Draw a key for a site's node, on P-384 as Flower's node authentication has it."""
-    return ec.generate_private_key(ec.SECP384R1())
+    """Draw a key for a site's node, on P-256: Flower takes any curve, and every call of the link is signed."""
+    return ec.generate_private_key(ec.SECP256R1())
 
 
 def write_node_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes) -> None:
@@ -93,8 +93,8 @@ def write_node_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: byte
 def read_node_key(path: Path, passphrase: bytes) -> ec.EllipticCurvePrivateKey:
     """Read a key that :func:`write_node_key` wrote; raises as :func:`read_identity`."""
     key = _read(path, passphrase)
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise ConsiliumError(errors.KEY_UNREADABLE, f"{path}: not a key on P-384")
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ConsiliumError(errors.KEY_UNREADABLE, f"{path}: not a key on P-256")
     return key
 
 
@@ -152,7 +152,7 @@ def _read_private(path: Path) -> bytes:
 
 
 def _public_name(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
-    """Return the public key in hex digits: the raw one of Ed25519, the compressed point of P-384."""
+    """Return the public key in hex digits: the raw one of Ed25519, the compressed point of P-256."""
     if isinstance(key, Ed25519PrivateKey):
         return key.public_key().public_bytes_raw().hex().encode()
     return key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint).hex().encode()

@@ -106,11 +106,12 @@ class Rows:
     def progress(self, study: StudyRow) -> Progress | None:
         """Return how far a study has come; None before anything was kept."""
         content = self._sealed(_PROGRESS, study)
+        done = self.standing(study).rounds
+        if (0 if content is None else content[2]) != done:
+            raise self._damaged(f"study {study.digest[:12]} does not stand where its {done} rounds lead")
         if content is None:
             return None
         instance, attempt, rounds, under_way, vector, optimizer, session = content
-        if rounds != self.standing(study).rounds:
-            raise self._damaged(f"study {study.digest[:12]} has lost a round")
         return Progress(
             instance=_int(instance),
             attempt=_int(attempt),
@@ -127,13 +128,14 @@ class Rows:
             _PROGRESS,
             study,
             (
-                progress.instance,
-                progress.attempt,
-                progress.rounds,
+                # A NumPy integer would be written as what it is not read as.
+                int(progress.instance),
+                int(progress.attempt),
+                int(progress.rounds),
                 int(progress.under_way),
                 vector_bytes(progress.vector),
-                progress.optimizer,
-                progress.session,
+                bytes(progress.optimizer),
+                bytes(progress.session),
             ),
         )
 

@@ -224,7 +224,7 @@ class _PostgresDatabase(_Place):
 
     def __init__(self, url: sa.URL) -> None:
         self._name = f"PostgreSQL database {url.database}"
-        local = url.host in _LOOPBACK or "unix_sock" in url.query
+        local = url.host is None or url.host in _LOOPBACK
         self.engine = sa.create_engine(
             url,
             poolclass=sa.NullPool,
@@ -273,7 +273,8 @@ def _place(url: str) -> _Place:
     except (ArgumentError, ValueError):
         # Not chained: what could not be read may be a password.
         raise ConsiliumError(errors.OPERATOR_URL) from None
-    somewhere = set(parsed.query) == {"unix_sock"} or (parsed.host and not parsed.query)
+    socket = parsed.query.get("unix_sock")
+    somewhere = not parsed.query if parsed.host else len(parsed.query) == 1 and isinstance(socket, str)
     # With an @ too many, or none between a user and a host, what was read as a host may be of a password.
     whole = url.count("@") == 1 and parsed.username and parsed.database
     if parsed.drivername != "postgresql+pg8000" or not (somewhere and whole):

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,6 +51,15 @@ _LOOK_SECONDS = 2.0
 """How often the folders of studies and of admitted sites are looked at."""
 
 
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is open while a server serves."""
+
+    relay: Relay
+    journal: SqlJournal
+    witnesses: SqliteWitnesses
+
+
 class Operator:
     """One operator's server.
 
@@ -77,6 +87,24 @@ class Operator:
 
         Raises CSL-64x where it cannot listen, CSL-63x for its files.
         """
+        with self.serving() as serving:
+            tried: set[Digest] = set()
+            while not self._stop.is_set():
+                self.enqueue(serving.journal)
+                waiting = [study for study in serving.journal.queue() if study.state is not State.FINISHED]
+                due = next((study for study in waiting if study.digest not in tried), None)
+                if due is None:
+                    if until_idle:
+                        return not waiting
+                    self._stop.wait(_LOOK_SECONDS)
+                    continue
+                tried.add(due.digest)
+                self._run_study(serving, due)
+            return False
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Serving]:
+        """Open the files and the listeners, for as long as the context lasts; raises as :meth:`run`."""
         config = self._config
         config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -85,19 +113,7 @@ class Operator:
             audit = stack.enter_context(AuditLog(config.state / "audit.jsonl"))
             self._admit()
             stack.enter_context(self._listeners(audit))
-            tried: set[Digest] = set()
-            while not self._stop.is_set():
-                self._enqueue(journal)
-                waiting = [study for study in journal.queue() if study.state is not State.FINISHED]
-                due = next((study for study in waiting if study.digest not in tried), None)
-                if due is None:
-                    if until_idle:
-                        return not waiting
-                    self._wait()
-                    continue
-                tried.add(due.digest)
-                self._run_study(journal, witnesses, due)
-            return False
+            yield Serving(self._relay, journal, witnesses)
 
     @contextlib.contextmanager
     def _listeners(self, audit: AuditLog) -> Iterator[None]:
@@ -154,7 +170,7 @@ class Operator:
                 _log.info("dismissed", site=name)
         self._admitted = found
 
-    def _enqueue(self, journal: SqlJournal) -> None:
+    def enqueue(self, journal: SqlJournal) -> None:
         """Take up every study in the folder that is signed by this operator and approved by all its sites."""
         known = {study.digest for study in journal.queue()}
         folder = self._config.studies
@@ -173,8 +189,9 @@ class Operator:
                 journal.enqueue(signed, approvals)
                 _log.info("study queued", study=agreed.digest[:12], title=agreed.study.title)
 
-    def _run_study(self, journal: SqlJournal, witnesses: SqliteWitnesses, due: Queued) -> None:
+    def _run_study(self, serving: Serving, due: Queued) -> None:
         """Run one study to its release, or to a named error that the journal keeps."""
+        journal = serving.journal
         signed, approvals = journal.agreement(due.digest)
         self._current = due.digest
         _log.info("study runs", study=due.digest[:12], title=due.title, before=due.state.value)
@@ -197,7 +214,7 @@ class Operator:
                     agreed,
                     self._identity,
                     product.start(),
-                    witnesses=witnesses,
+                    witnesses=serving.witnesses,
                     on_round=on_round,
                     conduct=Conduct(
                         deadline=deadline,
@@ -220,9 +237,6 @@ class Operator:
                 journal.enter(due.digest, State.ABORTED, str(error))
         finally:
             self._current = None
-
-    def _wait(self) -> None:
-        self._stop.wait(_LOOK_SECONDS)
 
     def _status(self) -> Mapping[str, object]:
         return {"study": self._current, "admitted": sorted(self._admitted)}

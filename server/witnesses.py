@@ -54,8 +54,8 @@ class SqliteWitnesses(SqliteFile):
     path          made with mode 0600 where there is none, in a folder that exists
     wait_seconds  how long to wait for another process that writes
 
-    A call that returned is on disk (``synchronous = EXTRA``), and every row carries a SHA-256 that is compared whenever
-    it is read; opening compares all of them. Raises CSL-630 if another process writes for too long, CSL-631 if a byte
+    A call that returned is on disk (WAL with ``synchronous = FULL``), and every row carries a SHA-256 that is compared
+    whenever it is read; opening compares all of them. Raises CSL-630 if another process writes for too long, CSL-631 if a byte
     changed, CSL-632 for another schema, CSL-633 if the disk refuses. The same codes hold for every call; one that
     raised has changed nothing.
     """

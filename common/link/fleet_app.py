@@ -1,125 +1,168 @@
-"""The operator's listener as an ASGI app: Flower's Fleet routes and nothing else, for admitted nodes only.
+"""The operator's listener as an ASGI app: what a site must be able to call of Flower's Fleet API, and nothing else.
 
-Flower's own middleware parses and authenticates. What it leaves open is closed here: a node may speak, reply and
-confirm for itself alone, once and in bounds, and only the calls that a site needs are there: no registration, no run,
-no code bundle, and neither the Control nor the Runtime API. A node that asks for messages is kept waiting until there
-is one.
+Flower's own handlers answer, behind Flower's own check of who signed. What that leaves open is closed here: a node may
+speak, reply and push for itself alone, once and in bounds, and there is no registration, no run, no code bundle, and
+neither the Control nor the Runtime API. A node that asks for messages is kept waiting until there is one.
+
+Flower's own app has a routing framework and four layers around each handler, which cost more than the handler.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi import HTTPException
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
+    DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
     PushMessagesResponse,
 )
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    ConfirmMessageReceivedResponse,
-    PullObjectRequest,
-    PushObjectRequest,
-)
-from flwr.supercore.error import http_error_translator
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
+from flwr.supercore.error import FlowerError
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
-from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
-from flwr.superlink.routers.fleet.router import router
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.superlink.routers.fleet.node_auth import authenticate_node
+from flwr.superlink.servicer.fleet import fleet_handlers
+from google.protobuf.message import DecodeError, Message
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.types import ASGIApp
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.link.parts import MAX_MESSAGE, MAX_PARTS
 from common.link.relay import Relay
 
-PATHS = frozenset(
-    f"/v1/fleet/{call}"
-    for call in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "pull-object",
-        "push-object",
-        "confirm-message-received",
-    )
-)
-"""What a site calls. Everything else is not there."""
 HOLD_SECONDS = 10.0
 _NAME = re.compile(r"[0-9a-f]{64}")
 NODE_HEADER = "x-consilium-node"
 """Set on the response for whoever keeps the audit log in front of this app, which removes it again."""
-Next = Callable[[Request], Awaitable[Response]]
+_log = logging.getLogger("consilium.link")
+_CALLS: dict[str, type[Message]] = {
+    "/v1/fleet/activate-node": ActivateNodeRequest,
+    "/v1/fleet/deactivate-node": DeactivateNodeRequest,
+    "/v1/fleet/send-node-heartbeat": SendNodeHeartbeatRequest,
+    "/v1/fleet/pull-messages": PullMessagesRequest,
+    "/v1/fleet/push-messages": PushMessagesRequest,
+    "/v1/fleet/pull-object": PullObjectRequest,
+    "/v1/fleet/push-object": PushObjectRequest,
+}
+PATHS = frozenset(_CALLS)
+"""What a site calls. Everything else is not there."""
 
 
 def fleet_app(relay: Relay, *, hold_seconds: float = HOLD_SECONDS) -> ASGIApp:
-    """Return the app; it answers for the nodes that the relay has admitted, and for no others."""
-    app = FastAPI(
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        middleware=[
-            Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
-            Middleware(ProtobufTranslationMiddleware),
-            Middleware(NodeAuthMiddleware),
-            Middleware(BaseHTTPMiddleware, dispatch=_Claims(relay, hold_seconds)),
-        ],
-    )
-    app.state.linkstate_factory = relay.factory
-    app.state.enable_supernode_auth = True
-    app.include_router(router)
-    return app
+    """Return the app; it answers for the nodes that the relay has admitted, and for no others.
+
+    hold_seconds  how long an answer that would be empty is held back
+    """
+    return _Fleet(relay, hold_seconds)
 
 
-class _Claims:
-    """Lets a node act for itself alone, and holds back an answer that would be empty."""
+@dataclass(frozen=True, slots=True)
+class _RefusedError(Exception):
+    status: int
+    reason: str
 
+
+class _Fleet:
     def __init__(self, relay: Relay, hold_seconds: float) -> None:
         self._relay, self._hold_seconds = relay, hold_seconds
         self._waiting: dict[int, set[asyncio.Future[None]]] = {}
         self._pushed: dict[int, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Where Flower's check looks for the link state.
+        self._app = SimpleNamespace(state=SimpleNamespace(linkstate_factory=relay.factory))
+        state, store = relay.state, relay.state.object_store
+        self._handlers: dict[type[Message], Callable[[Message], Message]] = {
+            ActivateNodeRequest: lambda asked: fleet_handlers.activate_node(asked, state),
+            DeactivateNodeRequest: lambda asked: fleet_handlers.deactivate_node(asked, state),
+            SendNodeHeartbeatRequest: lambda asked: fleet_handlers.send_node_heartbeat(asked, state),
+            PullMessagesRequest: lambda asked: fleet_handlers.pull_messages(asked, state, store),
+            PushMessagesRequest: lambda asked: fleet_handlers.push_messages(asked, state),
+            PullObjectRequest: lambda asked: fleet_handlers.pull_object(asked, state),
+            PushObjectRequest: lambda asked: fleet_handlers.push_object(asked, state),
+        }
         relay.on_mail(self._mail)
 
-    async def __call__(self, request: Request, call_next: Next) -> Response:
-        asked = getattr(request.state, "protobuf_request", None)
-        if request.url.path not in PATHS or asked is None:
-            return JSONResponse({"detail": "not found"}, status_code=404)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        scope["app"] = self._app
+        request, node = Request(scope, receive), 0
+        try:
+            asked = await self._parsed(request)
+            node = await run_in_threadpool(self._authenticated, request, asked)
+            if isinstance(asked, PullMessagesRequest) and not await self._hold(node):
+                raise _RefusedError(409, "another connection took over")
+            answer = await run_in_threadpool(self._answer, asked)
+            response = Response(answer.SerializeToString(), media_type=PROTOBUF_MEDIA_TYPE)
+        except ClientDisconnect:
+            return
+        except _RefusedError as error:
+            response = JSONResponse({"detail": error.reason}, status_code=error.status)
+        except HTTPException as error:
+            response = JSONResponse({"detail": error.detail}, status_code=error.status_code)
+        except FlowerError as error:
+            response = JSONResponse({"detail": str(error.code)}, status_code=409)
+        response.headers[NODE_HEADER] = json.dumps(node)
+        await response(scope, receive, send)
+
+    async def _parsed(self, request: Request) -> Message:
+        kind = _CALLS.get(request.url.path)
+        if kind is None or request.method != "POST":
+            raise _RefusedError(404, "not found")
+        if request.headers.get("content-type", "") != PROTOBUF_MEDIA_TYPE:
+            raise _RefusedError(415, "not protobuf")
+        asked = kind()
+        try:
+            asked.ParseFromString(await request.body())
+        except DecodeError as error:
+            raise _RefusedError(400, "not readable") from error
+        return asked
+
+    def _authenticated(self, request: Request, asked: Message) -> int:
+        """Return which node asks, once Flower has compared it with the key that signed and it asks for itself alone."""
+        request.state.protobuf_request = asked
+        authenticate_node(request)
         node = _node_of(self._relay, asked)
-        if not await run_in_threadpool(self._may, node, asked):
-            return _marked(JSONResponse({"detail": "not this node's"}, status_code=403), node)
-        if (over := self._over(asked)) is not None:
-            request.state.protobuf_response = over
-            return _marked(Response(), node)
+        if not self._may(node, asked):
+            raise _RefusedError(403, "not this node's")
         if isinstance(asked, ActivateNodeRequest):
             # A site that was cut off, or killed, connects anew: Flower would turn it away until its heartbeats are due.
             self._relay.state.deactivate_node(node)
-        if isinstance(asked, PullMessagesRequest) and not await self._hold(node):
-            return _marked(JSONResponse({"detail": "another connection took over"}, status_code=409), node)
-        response = await call_next(request)
-        if not isinstance(asked, PullMessagesRequest):
-            self._relay.news()
-        return _marked(response, node)
+        return node
 
-    def _may(self, node: int, asked: object) -> bool:
+    def _answer(self, asked: Message) -> Message:
+        if isinstance(asked, PushMessagesRequest) and not self._is_awaited(asked):
+            # Late, for a message that was given up. Flower would begin a session that nothing ends.
+            return PushMessagesResponse()
+        try:
+            answer = self._handlers[type(asked)](asked)
+        except FlowerError:
+            raise
+        except Exception as error:  # a node can send anything: Flower's handlers do not expect all of it
+            _log.warning("a request that Flower could not handle: %s", type(error).__name__)
+            raise _RefusedError(400, "not readable") from error
+        if not isinstance(asked, PullMessagesRequest | PullObjectRequest | SendNodeHeartbeatRequest):
+            self._relay.news()
+        return answer
+
+    def _may(self, node: int, asked: Message) -> bool:
         """Return whether a node that is who it says may ask this. Flower compares the node's key and number alone."""
         if isinstance(asked, PushMessagesRequest):
             may = self._may_reply(node, asked)
             if may:
                 self._pushed[node] = 0
             return may
-        if isinstance(asked, ConfirmMessageReceivedRequest):
-            message = self._relay.state.message_ins_store.get(asked.message_object_id)
-            return message is None or message.metadata.dst_node_id == node
         if isinstance(asked, PushObjectRequest):
             # Flower accepts an object without a session from anyone, and as much as is announced.
             self._pushed[node] = self._pushed.get(node, 0) + len(asked.object_content)
@@ -144,18 +187,8 @@ class _Claims:
             answered = metadata.reply_to_message_id in state.message_ins_id_to_message_res_id
         return message is None or (message.metadata.dst_node_id == node and not answered)
 
-    def _over(self, asked: object) -> PushMessagesResponse | ConfirmMessageReceivedResponse | None:
-        """Return the empty answer to whoever is late, for a message that is waited for no longer.
-
-        Flower would begin a session, which nothing ends, or drop whatever else has the name.
-        """
-        messages = self._relay.state.message_ins_store
-        if isinstance(asked, PushMessagesRequest):
-            known = asked.messages_list[0].metadata.reply_to_message_id in messages
-            return None if known else PushMessagesResponse()
-        if isinstance(asked, ConfirmMessageReceivedRequest):
-            return None if asked.message_object_id in messages else ConfirmMessageReceivedResponse()
-        return None
+    def _is_awaited(self, asked: PushMessagesRequest) -> bool:
+        return asked.messages_list[0].metadata.reply_to_message_id in self._relay.state.message_ins_store
 
     async def _hold(self, node: int) -> bool:
         """Wait for a message, as long as this connection is the node's own; whoever is replaced gets nothing."""
@@ -188,15 +221,10 @@ class _Claims:
                 woken.set_result(None)
 
 
-def _node_of(relay: Relay, asked: object) -> int:
-    """Return which node asks; Flower has compared it with the key that signed."""
+def _node_of(relay: Relay, asked: Message) -> int:
+    """Return which node asks."""
     if isinstance(asked, ActivateNodeRequest):
         return relay.state.get_node_id_by_public_key(asked.public_key) or 0
     node = getattr(asked, "node", None)
     number = getattr(asked, "node_id", 0) if node is None else node.node_id
     return int(number)
-
-
-def _marked(response: Response, node: int) -> Response:
-    response.headers[NODE_HEADER] = json.dumps(node)
-    return response

@@ -17,7 +17,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from google.protobuf.message import Message
@@ -34,7 +34,6 @@ _FIELDS: Mapping[type[Message], frozenset[str]] = {
     SendNodeHeartbeatRequest: frozenset({"node", "heartbeat_interval"}),
     PullMessagesRequest: frozenset({"node"}),
     PullObjectRequest: frozenset({"node", "run_id", "object_id"}),
-    ConfirmMessageReceivedRequest: frozenset({"node", "run_id", "message_object_id"}),
     PushMessagesRequest: frozenset({"node", "messages_list", "message_object_trees"}),
     PushObjectRequest: frozenset({"node", "run_id", "session_id", "object_id", "object_content"}),
 }

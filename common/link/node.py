@@ -27,11 +27,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
-    PullObjectRequest,
-    PushObjectRequest,
-)
+from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -102,6 +98,7 @@ class NodeLink:
     key     the node key, which Flower's transport knows the site by; it proves nothing to anybody else
     app     the installed ClientApp
     write   is told of every request before it is sent (the second gate of the site's egress)
+    slots   seconds: a reply leaves at the next multiple of it on the clock (RULES 14); at once where None
     tell    is told what a person should know: connected, or the coded error that keeps the link down
     """
 
@@ -112,11 +109,12 @@ class NodeLink:
         app: App,
         *,
         write: Write,
+        slots: float | None = None,
         tell: Callable[[ConsiliumError | None], None] = lambda _state: None,
     ) -> None:
         check_flwr()
         self._server, self._key, self._app, self._tell = server, key, app, tell
-        self._gate = Gate(server.address, write)
+        self._gate, self._slots = Gate(server.address, write), slots
         self._stop = threading.Event()
         self._contexts: dict[int, Context] = {}
         self.node = 0
@@ -205,13 +203,14 @@ class NodeLink:
             reply = self._app(message, self._contexts[run])
         except Exception as error:  # nothing that a server asks may end this process
             raise ConsiliumError(errors.LINK_MALFORMED, type(error).__name__) from error
+        if self._slots is not None:
+            self._stop.wait(self._slots - time.time() % self._slots)
         self._push(client, node, reply)
         return True
 
     def _whole(self, client: FleetHttpClient, node: Node, run: int, name: str) -> Message | None:
         """Fetch a message's parts, each by its hash; None for one that cannot be read."""
         contents = parts_of(name, lambda part: self._object(client, node, run, part))
-        client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=name))
         try:
             message = inflate_object_from_contents(name, contents)
         except Exception:  # a server can send anything: what cannot be read is not answered

@@ -34,6 +34,16 @@ from simulations.authoring import Consortium
 
 STEP = 1.0 / 64.0
 """What each site adds to every coordinate in every round: the sum is known, and nothing about it is private."""
+NO_DATA = """\
+[data]
+folder = "data"
+query = "SELECT 'nothing is read'"
+
+[data.columns]
+text = "text"
+label = "label"
+"""
+"""A site's ``[data]`` table, which no rehearsal reads."""
 _CELLS = 2
 
 

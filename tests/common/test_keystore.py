@@ -65,12 +65,12 @@ def test_an_identity_comes_back_by_its_passphrase(path: Path) -> None:
     assert read_identity(path, PASSPHRASE).private_bytes() == identity.private_bytes()
 
 
-def test_a_node_key_comes_back_by_its_passphrase_and_is_on_p384(path: Path) -> None:
+def test_a_node_key_comes_back_by_its_passphrase_and_is_on_p256(path: Path) -> None:
     key = generate_node_key()
     write_node_key(path, key, PASSPHRASE)
     found = read_node_key(path, PASSPHRASE)
     assert found.private_numbers() == key.private_numbers()
-    assert isinstance(found.curve, ec.SECP384R1)
+    assert isinstance(found.curve, ec.SECP256R1)
 
 
 def test_other_programs_open_the_file_by_the_same_passphrase(path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_key_on_another_curve_is_refused(path: Path) -> None:
-    write_node_key(path, ec.generate_private_key(ec.SECP256R1()), PASSPHRASE)
+    write_node_key(path, ec.generate_private_key(ec.SECP384R1()), PASSPHRASE)
     refused(errors.KEY_UNREADABLE, lambda: read_node_key(path, PASSPHRASE))
 
 

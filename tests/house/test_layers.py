@@ -38,6 +38,7 @@ LIGHT = (
     "client.site",
     "server.aggregation",
     "server.coordinator",
+    "server.journal",
     "server.witnesses",
     "simulations.cli",
     "simulations.metrics",

@@ -12,7 +12,15 @@ from pathlib import Path
 from tests.house.names import OURS
 
 ROOT = Path(__file__).resolve().parents[2]
-_WANTED = ("common/study.py", "client/site.py", "server/coordinator.py", "simulations/cli.py", "simulations/scenarios/")
+_WANTED = (
+    "common/study.py",
+    "client/site.py",
+    "client/ledger/migrations/versions/v",
+    "server/coordinator.py",
+    "server/migrations/versions/v",
+    "simulations/cli.py",
+    "simulations/scenarios/",
+)
 
 
 def build(folder: Path) -> tuple[str, ...]:
