@@ -15,7 +15,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     ActivateNodeResponse,
@@ -23,6 +23,7 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesResponse,
     PushMessagesRequest,
 )
+from flwr.proto.message_pb2 import Message as FlowerMessage
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.date import now
@@ -43,9 +44,10 @@ from server.authority import Authority, Issued
 from server.guard import Call, Guard, Limits
 from server.listener import Address, listening, tls_context
 
-HOST = "127.0.0.1"
+HOST, ELSEWHERE = "127.0.0.1", "127.0.0.2"
 FLEET = "/v1/fleet/"
 PROTOBUF = "application/protobuf"
+DEFAULT = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,13 @@ class Link:
         node = self.relay.admit(node_key_bytes(key.public_key()), name)
         return Member(node, key, self.tls(self.authority.site(name)))
 
+    def plain(self) -> socket.socket:
+        """Return a connection from another address than honest sites have."""
+        return socket.create_connection((HOST, self.port), timeout=20, source_address=(ELSEWHERE, 0))
+
     def raw(self, member: Member) -> ssl.SSLSocket:
         """Return a TLS connection over which a test says what it likes."""
-        plain = socket.create_connection((HOST, self.port), timeout=20)
-        return member.tls.wrap_socket(plain, server_hostname=HOST)
+        return member.tls.wrap_socket(self.plain(), server_hostname=HOST)
 
     @contextlib.contextmanager
     def serving(self, member: Member, app: App) -> Iterator[NodeLink]:
@@ -110,7 +115,7 @@ class Link:
 
 
 @contextlib.contextmanager
-def linked(folder: Path, *, limits: Limits = Limits(), hold: float = 0.2, head_seconds: float = 10.0) -> Iterator[Link]:
+def linked(folder: Path, *, limits: Limits = DEFAULT, hold: float = 0.2, head_seconds: float = 10.0) -> Iterator[Link]:
     """Listen as the operator does, with mutual TLS."""
     relay, authority = Relay(), Authority("tests")
     server, client_ca = authority.server(HOST), folder / "ca.pem"
@@ -157,13 +162,15 @@ class Speaker:
         public = node_key_bytes(self.member.key.public_key())
         response = self.post("activate-node", ActivateNodeRequest(public_key=public, heartbeat_interval=10.0))
         assert response.status_code == 200, response.text
-        return ActivateNodeResponse.FromString(response.content).node_id
+        return int(ActivateNodeResponse.FromString(response.content).node_id)
 
     def pull(self) -> PullMessagesResponse:
         """Pull what is there for this member."""
         response = self.post("pull-messages", PullMessagesRequest(node=self.node))
         assert response.status_code == 200, response.text
-        return PullMessagesResponse.FromString(response.content)
+        pulled = PullMessagesResponse()
+        pulled.ParseFromString(response.content)
+        return pulled
 
     @property
     def node(self) -> Node:
@@ -186,7 +193,8 @@ class Reply:
 
     @property
     def tree(self) -> ObjectTree:
-        return self.request.message_object_trees[0]
+        tree: ObjectTree = self.request.message_object_trees[0]
+        return tree
 
 
 def signed(key: ec.EllipticCurvePrivateKey, *, public: bytes | None = None, at: str | None = None) -> dict[str, str]:
@@ -199,12 +207,9 @@ def signed(key: ec.EllipticCurvePrivateKey, *, public: bytes | None = None, at: 
     }
 
 
-def reply_to(head: Protobuf, member: Member, content: RecordDict, *, speaks_as: int | None = None) -> Reply:
+def reply_to(head: FlowerMessage, member: Member, content: RecordDict, *, speaks_as: int | None = None) -> Reply:
     """Return a member's reply to what it pulled; ``speaks_as`` the node that the reply's own metadata names."""
-    from flwr.common.serde import message_from_proto
-
-    asked = message_from_proto(head)  # type: ignore[arg-type]
-    asked.content = RecordDict()
+    asked = message_from_proto(head)
     reply = Message(content, reply_to=asked)
     reply.metadata.__dict__["_src_node_id"] = member.node if speaks_as is None else speaks_as
     reply.metadata.__dict__["_message_id"] = reply.object_id

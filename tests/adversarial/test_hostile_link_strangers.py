@@ -1,4 +1,4 @@
-"""Whoever is not an admitted site gets nothing from the operator's listener: not in TLS, not by a key, not by a path."""
+"""Who is no admitted site gets nothing from the operator's listener: not in TLS, not by a key, not by a path."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def state_of(link: Link) -> tuple[object, ...]:
 @pytest.mark.parametrize("kind", ["no certificate", "of another CA", "of a server", "expired"])
 def test_a_client_without_a_site_certificate_of_this_ca_is_cut_off_in_the_handshake(link: Link, kind: str) -> None:
     issued = {
-        "no certificate": lambda: None,
-        "of another CA": lambda: Authority("tests").site("north"),
-        "of a server": lambda: link.authority.server(HOST),
-        "expired": lambda: link.authority.site("north", days=0),
-    }[kind]()
+        "no certificate": None,
+        "of another CA": Authority("tests").site("north"),
+        "of a server": link.authority.server(HOST),
+        "expired": link.authority.site("north", days=0),
+    }[kind]
     client = httpx.Client(verify=link.tls(issued), base_url=link.url, trust_env=False)
     with client, pytest.raises((httpx.ReadError, httpx.ConnectError, httpx.RemoteProtocolError, httpx.WriteError)):
         client.post("/v1/fleet/activate-node", content=b"")
@@ -76,13 +76,13 @@ def test_a_site_tells_no_server_of_another_ca_anything(link: Link) -> None:
     site = link.authority.site("north")
     tls = link.tls(site, Authority("tests").certificate)
     told: list[ConsiliumError | None] = []
-    node = NodeLink(
-        Server(f"{HOST}:{link.port}", tls),
-        generate_node_key(),
-        echo("north"),
-        write=lambda *_: None,
-        tell=lambda error: (told.append(error), node.stop())[0],
-    )
+
+    def tell(error: ConsiliumError | None) -> None:
+        told.append(error)
+        node.stop()
+
+    server = Server(f"{HOST}:{link.port}", tls)
+    node = NodeLink(server, generate_node_key(), echo("north"), write=lambda *_: None, tell=tell)
     node.serve()
     assert [error.fault for error in told if error is not None] == [errors.LINK_TLS]
     assert link.calls == []
