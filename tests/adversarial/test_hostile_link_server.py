@@ -6,12 +6,15 @@ import contextlib
 import gzip
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
@@ -47,7 +50,8 @@ class Hostile:
         request = Request(scope, receive)
         call, body = request.url.path.removeprefix(FLEET), await request.body()
         self.heard.append((call, body, dict(request.headers)))
-        answered = self.answers.get(call, lambda _body: Response(status_code=404))(body)
+        answer = self.answers.get(call)
+        answered = Response(status_code=404) if answer is None else answer(body)
         if isinstance(answered, Protobuf):
             answered = Response(answered.SerializeToString(), media_type=PROTOBUF)
         await answered(scope, receive, send)
@@ -96,6 +100,14 @@ class Site:
         assert not any(method.startswith("Push") for method, _, _ in self.written)
 
 
+def obliging() -> dict[str, Answer]:
+    return {
+        "activate-node": lambda _body: ActivateNodeResponse(node_id=NODE),
+        "deactivate-node": lambda _body: Response(media_type=PROTOBUF),
+        "pull-messages": lambda _body: PullMessagesResponse(),
+    }
+
+
 @contextlib.contextmanager
 def hostile_at(folder: Path) -> Iterator[tuple[Hostile, int]]:
     authority, hostile = Authority("tests"), Hostile()
@@ -103,20 +115,23 @@ def hostile_at(folder: Path) -> Iterator[tuple[Hostile, int]]:
     (folder / "ca.pem").write_bytes(authority.certificate)
     authority.server(HOST).write(folder / "server.pem", folder / "server.key")
     tls = tls_context(str(folder / "server.pem"), str(folder / "server.key"), None)
-    hostile.answers = {
-        "activate-node": lambda _body: ActivateNodeResponse(node_id=NODE),
-        "deactivate-node": lambda _body: Response(media_type=PROTOBUF),
-        "pull-messages": lambda _body: PullMessagesResponse(),
-    }
     with listening(hostile, Address(HOST, 0), tls) as port:
         yield hostile, port
 
 
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hostile, int, Path]]:
+    folder = tmp_path_factory.mktemp("hostile") / "server"
+    with hostile_at(folder) as (made, port):
+        yield made, port, folder
+
+
 @pytest.fixture
-def hostile(tmp_path: Path) -> Iterator[tuple[Hostile, Site]]:
+def hostile(standing: tuple[Hostile, int, Path]) -> tuple[Hostile, Site]:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = RUN, RUN, OPERATOR_NODE
-    with hostile_at(tmp_path / "server") as (made, port):
-        yield made, Site(port, tmp_path / "server")
+    made, port, folder = standing
+    made.answers, made.heard = obliging(), []
+    return made, Site(port, folder)
 
 
 @dataclass
@@ -140,9 +155,6 @@ class Asked:
 
 
 def a_request() -> Asked:
-    from flwr.app.message import remove_content_from_message
-    from flwr.common.serde import message_to_proto
-
     message = Message(words("hello"), NODE, "query.say")
     message.metadata.__dict__["_message_id"] = message.object_id
     with no_object_id_recompute():
@@ -194,13 +206,13 @@ def test_a_redirect_leads_the_site_nowhere(
     assert elsewhere.heard == []
 
 
-async def _endless() -> object:
-    while True:
+async def _in_chunks() -> AsyncIterator[bytes]:
+    for _ in range(64):
         yield bytes(1 << 20)
 
 
 RESPONSES: dict[str, tuple[Callable[[], Response], Fault]] = {
-    "endless": (lambda: StreamingResponse(_endless(), media_type=PROTOBUF), errors.LINK_MALFORMED),  # type: ignore[arg-type]
+    "without a length": (lambda: StreamingResponse(_in_chunks(), media_type=PROTOBUF), errors.LINK_MALFORMED),
     "large": (lambda: Response(bytes(20 << 20), media_type=PROTOBUF), errors.LINK_MALFORMED),
     "a bomb": (
         lambda: Response(gzip.compress(bytes(20 << 20)), headers={"content-encoding": "gzip"}),
@@ -366,7 +378,6 @@ def test_a_cookie_is_never_carried_back(hostile: tuple[Hostile, Site]) -> None:
 def test_empty_answers_at_once_do_not_fill_the_sites_log(hostile: tuple[Hostile, Site]) -> None:
     server, site = hostile
     pulls: list[float] = []
-    import time
 
     def empty(_body: bytes) -> PullMessagesResponse:
         pulls.append(time.monotonic())
