@@ -161,7 +161,8 @@ class _Exchange:
         client = scope.get("client")
         self.peer = str(client[0]) if client else ""
         self.key = headers.get(_KEY_HEADER, b"")[:512].decode("ascii", "replace")
-        length = headers.get(b"content-length", b"")
+        # With both, two readers could find two ends of one body.
+        length = b"" if b"transfer-encoding" in headers else headers.get(b"content-length", b"")
         self.length = int(length) if length.isdigit() and len(length) < 16 else None
         self.status = self.received = self.sent = self.node = 0
         allowed = limits.patience_seconds + (self.length or 0) / limits.slowest_rate

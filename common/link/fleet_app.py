@@ -142,8 +142,8 @@ class _Fleet:
         return node
 
     def _answer(self, asked: Message) -> Message:
-        if isinstance(asked, PushMessagesRequest) and self._is_over(asked):
-            # Flower would begin a session, which nothing ends.
+        if isinstance(asked, PushMessagesRequest) and not self._is_awaited(asked):
+            # Late, for a message that was given up. Flower would begin a session that nothing ends.
             return PushMessagesResponse()
         try:
             answer = self._handlers[type(asked)](asked)
@@ -187,9 +187,8 @@ class _Fleet:
             answered = metadata.reply_to_message_id in state.message_ins_id_to_message_res_id
         return message is None or (message.metadata.dst_node_id == node and not answered)
 
-    def _is_over(self, asked: PushMessagesRequest) -> bool:
-        """Return whether a reply is late: to a message that is waited for no longer."""
-        return asked.messages_list[0].metadata.reply_to_message_id not in self._relay.state.message_ins_store
+    def _is_awaited(self, asked: PushMessagesRequest) -> bool:
+        return asked.messages_list[0].metadata.reply_to_message_id in self._relay.state.message_ins_store
 
     async def _hold(self, node: int) -> bool:
         """Wait for a message, as long as this connection is the node's own; whoever is replaced gets nothing."""
