@@ -78,6 +78,12 @@ ENROLMENT_UNWRITABLE = Fault("CSL-143", "enrolment", "a file cannot be written",
 PEER_MISMATCH = Fault(
     "CSL-144", "enrolment", "the fingerprint given is not that of this peer's key", "ask the peer again, by telephone"
 )
+PEERS_UNVERIFIED = Fault(
+    "CSL-145",
+    "enrolment",
+    "too few peers are verified for this hospital to hide among",
+    "compare fingerprints by telephone, then: consilium-client verify PEER",
+)
 MESSAGE_MALFORMED = Fault("CSL-130", "message", "the message cannot be read", "check that both sides run one version")
 MESSAGE_MISBOUND = Fault(
     "CSL-131", "message", "the message belongs to another study, instance, stage or sender", "none: it was refused"
@@ -288,6 +294,16 @@ LINK_LISTEN = Fault("CSL-644", "link", "the server cannot listen there", "free t
 LINK_TAKEN = Fault(
     "CSL-646", "link", "another process connects with this site's node key", "stop the other; one site runs once"
 )
+LINK_CERTIFICATE = Fault(
+    "CSL-647",
+    "link",
+    "this hospital's certificate cannot be used",
+    "consilium-client renew, and install what comes back",
+)
+LINK_CLEAR_TEXT = Fault(
+    "CSL-648", "link", "what answers there does not speak TLS", "name the server's TLS port; never connect without TLS"
+)
+LINK_CLOCK = Fault("CSL-649", "link", "the clocks are too far apart", "set this machine's clock, and keep it by NTP")
 LINK_MALFORMED = Fault("CSL-645", "link", "what the server sent cannot be read", "none: it was refused")
 
 

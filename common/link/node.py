@@ -126,6 +126,14 @@ class NodeLink:
         """Have :meth:`serve` return, after the request in work."""
         self._stop.set()
 
+    def connect_once(self) -> int:
+        """Connect, and part again; returns the number of the node, raises the coded error of what keeps it away."""
+        try:
+            with self._connected():
+                return self.node
+        except _FAILURES as error:
+            raise _coded(error) from error
+
     def serve(self) -> None:
         """Answer requests until stopped. Raises nothing for a link that is down: it goes on trying."""
         wait, down = _FIRST_WAIT, ""
