@@ -78,8 +78,7 @@ class Relay:
             return
         state = self.state
         with state.lock:
-            # Flower deletes no node that was never connected, and holds on to the key of one that is deleted.
-            state.activate_node(known, _HEARTBEAT_SECONDS)
+            # Flower holds on to the key of a node that is deleted, and would never let it in again.
             state.delete_node(NOOP_FLWR_AID, known)
             del state.node_public_key_to_node_id[public_key]
 
