@@ -196,6 +196,7 @@ class Network:
         assert np.abs(vector - rounds * rehearsals.STEP).max() < 1e-3 * rounds
         result = json.loads((release / "result.json").read_text())
         assert [done["round"] for done in result["rounds"]] == list(range(rounds))
+        assert result["not_evaluated"] == ""
         assert result["counts"]["cells"] == [7 * result["counts"]["sites"]] * 2
         self.check_books()
 
@@ -206,7 +207,7 @@ def network(
     sites: int = 5,
     *,
     rounds: int = 2,
-    deadline: float = 30.0,
+    deadline: float = 60.0,
     dimension: int = DIMENSION,
     through: Mapping[SiteId, str] | None = None,
     port: int | None = None,

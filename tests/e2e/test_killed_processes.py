@@ -134,7 +134,7 @@ def test_both_may_die_at_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_study_that_lost_too_many_ends_by_name_and_goes_on_when_they_are_back(tmp_path: Path) -> None:
     marks, lost = marks_in(tmp_path), ("site-03", "site-04")
-    with network(tmp_path, rounds=3, deadline=15.0, dimension=100) as net:
+    with network(tmp_path, rounds=3, deadline=20.0, dimension=100) as net:
         net.faults["operator"] = partial(operator_waits, frozenset({0}), marks)
         net.start()
         until(lambda: held(marks, 0), "the first round")
@@ -156,7 +156,7 @@ def test_a_study_that_lost_too_many_ends_by_name_and_goes_on_when_they_are_back(
 @pytest.mark.slow
 def test_a_site_that_was_stopped_past_the_deadline_joins_a_later_epoch(tmp_path: Path) -> None:
     marks = marks_in(tmp_path)
-    with network(tmp_path, rounds=4, deadline=25.0, dimension=100) as net:
+    with network(tmp_path, rounds=4, deadline=40.0, dimension=100) as net:
         net.faults["operator"] = partial(operator_waits, frozenset({0, 1}), marks)
         net.start()
         until(lambda: held(marks, 0), "the first round")
