@@ -207,7 +207,7 @@ def network(
     sites: int = 5,
     *,
     rounds: int = 2,
-    deadline: float = 60.0,
+    deadline: float = 240.0,
     dimension: int = DIMENSION,
     through: Mapping[SiteId, str] | None = None,
     port: int | None = None,
@@ -215,6 +215,7 @@ def network(
 ) -> Iterator[Network]:
     """Lay out a consortium with its study; whatever is started in it is killed when the context is left.
 
+    deadline  of a round, seconds; a long one costs nothing where whoever goes comes back
     study  changes the study before it is signed
     """
     names = names_of(sites)
