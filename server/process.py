@@ -31,7 +31,6 @@ from common.link.fleet_app import fleet_app
 from common.link.nodes import node_key_bytes
 from common.link.relay import FleetGrid, Relay
 from common.logs import log
-from common.sqlite_files import sync_folder
 from common.study import Digest, Kind
 from server.attendance import Deadline
 from server.audit import AuditLog
@@ -51,6 +50,8 @@ from server.witnesses import SqliteWitnesses
 _log = log("consilium.server")
 _LOOK_SECONDS = 2.0
 """How often the folders of studies and of admitted sites are looked at."""
+_MAKING = ".making-"
+"""How the name of a release begins that is not whole yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,14 +323,28 @@ def _result(outcome: Outcome, digest: Digest) -> Mapping[str, object]:
 def _whole_or_nothing(folder: Path) -> Iterator[Path]:
     """Make a folder elsewhere and put it in its place when it is whole; a crash leaves nothing half done there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    for left in folder.parent.glob(f"{_MAKING}*"):
+        # Of a process that was killed here; the journal lets no other one in.
+        shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=_MAKING, dir=folder.parent))
     try:
         yield made
+        for path in (made, *made.rglob("*")):
+            _sync(path)
         if folder.exists():
             shutil.rmtree(folder)
         os.rename(made, folder)
-        sync_folder(folder.parent)
+        _sync(folder.parent)
     except OSError as error:
         raise ConsiliumError(errors.RELEASE_INVALID, f"{folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or a folder's own entries, on disk before what follows from it is."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -40,7 +40,7 @@ def test_a_site_whose_link_is_cut_is_neither_lost_nor_charged_twice(tmp_path: Pa
     port = free_port()
     with (
         Relay(port) as relay,
-        network(tmp_path, rounds=2, deadline=60.0, port=port, through={VICTIM: relay.address}) as net,
+        network(tmp_path, rounds=2, port=port, through={VICTIM: relay.address}) as net,
     ):
         relay.cut_when(rule)
         net.start()
@@ -58,7 +58,7 @@ def test_a_study_whose_links_are_all_cut_at_once_goes_on_when_they_are_back(tmp_
     port = free_port()
     with Relay(port) as relay:
         through = dict.fromkeys(names_of(5), relay.address)
-        with network(tmp_path, rounds=2, deadline=60.0, port=port, through=through) as net:
+        with network(tmp_path, rounds=2, port=port, through=through) as net:
             relay.cut_when(update_goes)
             net.start()
             until(lambda: relay.cuts == 1, "a cut")

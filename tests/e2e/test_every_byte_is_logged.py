@@ -242,7 +242,7 @@ def check(net: Network, heard: list[Heard]) -> None:
 def test_every_byte_that_a_site_sends_is_in_its_egress_log(tmp_path: Path) -> None:
     port, listener = free_port(), socket.create_server((HOST, 0))
     address = f"{HOST}:{listener.getsockname()[1]}"
-    with network(tmp_path, rounds=2, port=port, deadline=60.0, through={SITE: address}) as net:
+    with network(tmp_path, rounds=2, port=port, through={SITE: address}) as net:
         net.stays = True
         net.start("operator")
         until(lambda: net.happened("operator", "listening") == 1, "an operator")
@@ -255,7 +255,7 @@ def test_every_byte_that_a_site_sends_is_in_its_egress_log(tmp_path: Path) -> No
 
 def test_a_site_opens_no_connection_but_those_to_its_operator(tmp_path: Path, may_divide: None) -> None:
     port, inner = free_port(), free_port()
-    with network(tmp_path, rounds=2, port=port, deadline=60.0, through={SITE: f"{HOST}:{inner}"}, dimension=100) as net:
+    with network(tmp_path, rounds=2, port=port, through={SITE: f"{HOST}:{inner}"}, dimension=100) as net:
         net.stays = True
         net.faults[SITE] = partial(alone, tmp_path)
         net.start("operator", SITE)

@@ -67,7 +67,7 @@ def fill(folder: Path) -> None:
 def test_a_site_whose_disk_is_full_sends_nothing_says_so_and_joins_again_when_there_is_space(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
-    with network(tmp_path, rounds=4, dimension=100) as net:
+    with network(tmp_path, rounds=4, deadline=60.0, dimension=100) as net:
         state = net.place(VICTIM) / "state"
         with small_disk(state):
             net.faults["operator"] = partial(operator_waits, frozenset({0, 1}), marks)
@@ -92,7 +92,7 @@ def test_a_site_whose_disk_is_full_sends_nothing_says_so_and_joins_again_when_th
 def test_an_operator_whose_disk_is_full_stops_by_name_and_goes_on_when_it_is_started_with_space(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
-    with network(tmp_path, rounds=4, dimension=100) as net:
+    with network(tmp_path, rounds=4, deadline=60.0, dimension=100) as net:
         state = net.place("operator") / "state"
         state.mkdir(mode=0o700)
         with small_disk(state):

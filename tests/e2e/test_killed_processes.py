@@ -50,7 +50,7 @@ def test_a_site_may_die_at_any_moment_and_the_study_ends_with_the_right_sum(tmp_
     with network(tmp_path, rounds=3 * len(OF_A_SITE) // 2, dimension=100) as net:
         net.faults[VICTIM] = partial(site_dies, OF_A_SITE, marks)
         net.start()
-        net.finish(seconds=240)
+        net.finish(seconds=600)
         net.end()
         assert deaths(marks) == OF_A_SITE
         assert net.starts[VICTIM] == len(OF_A_SITE) + 1
@@ -66,7 +66,7 @@ def test_two_sites_may_die_in_one_sum_which_is_then_another_attempt_and_another_
         net.faults[VICTIM] = partial(site_dies, moments, marks)
         net.faults["site-04"] = partial(site_dies_in_every_sum, frozenset({"train.fit:charged"}), others)
         net.start()
-        net.finish(seconds=120)
+        net.finish()
         net.end()
         assert deaths(marks) == moments
         net.check_release()
@@ -82,7 +82,7 @@ def test_an_operator_may_die_at_any_moment_and_goes_on_with_the_very_request(tmp
     with network(tmp_path, rounds=3, dimension=100) as net:
         net.faults["operator"] = partial(operator_dies, OF_AN_OPERATOR, marks)
         net.start()
-        net.finish(seconds=240)
+        net.finish(seconds=600)
         net.end()
         assert deaths(marks) == OF_AN_OPERATOR
         net.check_release()
@@ -101,7 +101,7 @@ def test_an_operator_may_die_while_the_others_agree_on_who_was_lost(tmp_path: Pa
             site_dies_in_every_sum, frozenset({"train.fit:charged", "evaluate.counts:charged"}), others
         )
         net.start()
-        net.finish(seconds=120)
+        net.finish()
         net.end()
         assert deaths(marks) == moments
         net.check_release()
@@ -124,7 +124,7 @@ def test_both_may_die_at_once(tmp_path: Path) -> None:
     with network(tmp_path, rounds=6, dimension=100) as net:
         net.faults[VICTIM] = partial(site_dies, moments, marks)
         net.start()
-        net.finish(seconds=120, together=True)
+        net.finish(together=True)
         net.end()
         assert deaths(marks) == moments
         assert net.starts["operator"] == len(moments) + 1
@@ -134,7 +134,7 @@ def test_both_may_die_at_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_study_that_lost_too_many_ends_by_name_and_goes_on_when_they_are_back(tmp_path: Path) -> None:
     marks, lost = marks_in(tmp_path), ("site-03", "site-04")
-    with network(tmp_path, rounds=3, deadline=15.0, dimension=100) as net:
+    with network(tmp_path, rounds=3, deadline=20.0, dimension=100) as net:
         net.faults["operator"] = partial(operator_waits, frozenset({0}), marks)
         net.start()
         until(lambda: held(marks, 0), "the first round")
@@ -156,7 +156,7 @@ def test_a_study_that_lost_too_many_ends_by_name_and_goes_on_when_they_are_back(
 @pytest.mark.slow
 def test_a_site_that_was_stopped_past_the_deadline_joins_a_later_epoch(tmp_path: Path) -> None:
     marks = marks_in(tmp_path)
-    with network(tmp_path, rounds=4, deadline=25.0, dimension=100) as net:
+    with network(tmp_path, rounds=4, deadline=40.0, dimension=100) as net:
         net.faults["operator"] = partial(operator_waits, frozenset({0, 1}), marks)
         net.start()
         until(lambda: held(marks, 0), "the first round")

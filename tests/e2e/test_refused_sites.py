@@ -29,7 +29,7 @@ VICTIM = SiteId("site-02")
 def test_a_site_that_does_not_fit_is_refused_before_anything_is_charged(
     tmp_path: Path, fault: Callable[[], None], code: str
 ) -> None:
-    with network(tmp_path, 6, dimension=100) as net:
+    with network(tmp_path, 6, deadline=60.0, dimension=100) as net:
         net.faults[VICTIM] = fault
         net.start()
         until(lambda: code in net.log(VICTIM), code)
