@@ -6,31 +6,29 @@ model is examined on invented inputs; no record is read (RULES 14).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from client.commands import DEFAULT_SOURCE, HERE, Home, Json, Source
 from client.ledger.book import Book
 from client.ledger.recovery import inspect
 from client.preparing import adapted
 from common import agreement, errors
-from common.console import BAD_INPUT, coded_errors
+from common.console import coded_errors
 from common.errors import ConsiliumError
+from common.findings import Finding, conclude, finding
 from common.identity import SiteId, fingerprint, parse_public_key
 from common.keystore import read_passphrase
 from common.payloads import count_encoding, vector_encoding
 from common.privacy.concerns import concerns
 from common.privacy.plan import PrivacyPlan
-from common.study import Kind, Part, Study
+from common.study import Kind, Study
 
 if TYPE_CHECKING:
     from common.adapters import AdaptedModel
@@ -38,23 +36,6 @@ if TYPE_CHECKING:
 
 _DRAWS = 100_000
 _DEVIATIONS = 6.0
-_MARKS = {
-    "right": Text("right", style="green"),
-    "heed": Text("heed", style="yellow"),
-    "wrong": Text("WRONG", style="bold red"),
-}
-
-
-class Finding(Part):
-    """One thing that was looked at.
-
-    verdict  ``heed`` stops nothing, but should be heard before approving
-    said     what was found; where it is wrong, the coded error with its mend
-    """
-
-    name: str
-    verdict: Literal["right", "heed", "wrong"]
-    said: str
 
 
 def check(
@@ -86,12 +67,7 @@ def check(
             agreed = agreement.verify_study(signed, parse_public_key(operator))
             found = examine(agreed, SiteId(site), backbone=backbone, ledger=ledger, anchor=anchor, account=account)
         findings = list(found)
-    if json:
-        typer.echo("[" + ",\n".join(finding.model_dump_json() for finding in findings) + "]")
-    else:
-        _show(findings, Console())
-    if any(finding.verdict == "wrong" for finding in findings):
-        raise typer.Exit(BAD_INPUT)
+    conclude(findings, json=json)
 
 
 def examine(
@@ -130,14 +106,6 @@ def examine(
     if ledger is not None:
         yield finding("ledger", lambda: _ledger(ledger, anchor))
         yield finding("budget", lambda: _budget(study, site, ledger, anchor, account))
-
-
-def finding(name: str, look: Callable[[], str]) -> Finding:
-    """Look at one thing; a coded error is what is wrong with it."""
-    try:
-        return Finding(name=name, verdict="right", said=look())
-    except ConsiliumError as error:
-        return Finding(name=name, verdict="wrong", said=str(error))
 
 
 def _study(study: Study, now: datetime) -> str:
@@ -204,12 +172,3 @@ def _budget(study: Study, site: SiteId, path: Path, anchor: Path | None, account
         return f"{account} pays for this study already"
     left = book.balance(account).epsilon_remaining
     return f"{account} has epsilon {left:.4f} left, the study commits {plan.epsilon():.4f}"
-
-
-def _show(findings: list[Finding], console: Console) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for finding in findings:
-        table.add_row(_MARKS[finding.verdict], Text(f"{finding.name}: {finding.said}"))
-    console.print(table)

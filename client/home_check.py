@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.check import Finding, examine, finding
+from client.check import examine
 from client.config import SiteConfig
 from client.connectivity import UnreachableError, looks
 from client.daemon import alone
@@ -17,6 +17,7 @@ from common import agreement as agreements
 from common import errors
 from common.agreement import verify_study
 from common.errors import ConsiliumError
+from common.findings import Finding, finding
 from common.identity import Identity, fingerprint
 from common.keystore import read_identity, read_node_key
 from common.study import Study
