@@ -60,7 +60,14 @@ def run(
         raise typer.Exit(UNFINISHED)
 
 
-for _command in (commands.init, commands.admit, commands.remove, commands.sites):
+for _command in (
+    commands.init,
+    commands.admit,
+    commands.remove,
+    commands.sites,
+    commands.doctor,
+    commands.release,
+):
     app.command()(_command)
 app.add_typer(study_cli.app, name="study")
 

@@ -121,3 +121,24 @@ def sites(home: Home = HERE, json: Json = False) -> None:
         until = "" if site.certificate_until is None else f"{site.certificate_until:%Y-%m-%d}"
         table.add_row(site.site, site.fingerprint, str(site.band), until)
     Console(highlight=False).print(table)
+
+
+def doctor(home: Home = HERE, passphrase: Source = DEFAULT_SOURCE, json: Json = False) -> None:
+    """Look whether the server can run: keys, certificate, port, journal, disk, backbone, sites, offers."""
+    from common.findings import conclude
+    from server.doctor import examine
+
+    with coded_errors():
+        findings = list(examine(home, read_passphrase(passphrase)))
+    conclude(findings, json=json)
+
+
+def release(
+    study: Annotated[str, typer.Argument(help="the study's name, or the first digits of its digest")],
+    out: Annotated[Path, typer.Option(help="folder to make")],
+    home: Home = HERE,
+) -> None:
+    """Hand out what a finished study ended with: adapter, card, statement, agreement."""
+    with coded_errors():
+        enrolment.hand_out(home, study, out)
+    typer.echo(f"{out}")

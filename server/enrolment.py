@@ -7,6 +7,7 @@ which rosters are written. Removing them dismisses the site; no other site notic
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from cryptography import x509
 
+from common import agreement as agreements
 from common import errors
+from common.agreement import verify_study
 from common.enrolment import (
     Admission,
     ConsortiumFile,
@@ -142,6 +145,25 @@ def admitted(home: Path) -> tuple[Admitted, ...]:
             until = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
         found.append(Admitted(request.site, request.identity, _print(request.identity), request.band, until))
     return tuple(found)
+
+
+def hand_out(home: Path, study: str, out: Path) -> None:
+    """Copy a study's release into a new folder; raises CSL-610 where there is none, CSL-142 for a folder that is there.
+
+    study   its name, or the first digits of its digest
+    """
+    named = home / "studies" / study
+    digest = study
+    if (named / "study.json").is_file():
+        signed, _ = agreements.read(named)
+        digest = verify_study(signed, operator_of(home)).digest
+    found = sorted((home / "state" / "releases").glob(f"{digest[:16]}*")) if len(digest) >= 8 else []
+    if len(found) != 1:
+        raise ConsiliumError(errors.RELEASE_INVALID, f"{study} is not released")
+    if out.exists():
+        raise ConsiliumError(errors.ENROLMENT_THERE, str(out))
+    with _written(out.parent):
+        shutil.copytree(found[0], out)
 
 
 def _request_of(home: Path, site: str) -> JoinRequest | None:
