@@ -1,4 +1,4 @@
-"""A hospital's daemon answers for what was approved there and nothing else: one study at a time, one process a state."""
+"""A daemon answers for what was approved there and nothing else: one study at a time, one process a state."""
 
 from __future__ import annotations
 
