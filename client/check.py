@@ -6,29 +6,29 @@ model is examined on invented inputs; no record is read (RULES 14).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from client.commands import DEFAULT_SOURCE, HERE, Home, Json, Source
 from client.ledger.book import Book
 from client.ledger.recovery import inspect
 from client.preparing import adapted
 from common import agreement, errors
-from common.console import BAD_INPUT, coded_errors
+from common.console import coded_errors
 from common.errors import ConsiliumError
+from common.findings import Finding, conclude, finding
 from common.identity import SiteId, fingerprint, parse_public_key
+from common.keystore import read_passphrase
 from common.payloads import count_encoding, vector_encoding
 from common.privacy.concerns import concerns
 from common.privacy.plan import PrivacyPlan
-from common.study import Kind, Part, Study
+from common.study import Kind, Study
 
 if TYPE_CHECKING:
     from common.adapters import AdaptedModel
@@ -36,46 +36,38 @@ if TYPE_CHECKING:
 
 _DRAWS = 100_000
 _DEVIATIONS = 6.0
-_MARKS = {
-    "right": Text("right", style="green"),
-    "heed": Text("heed", style="yellow"),
-    "wrong": Text("WRONG", style="bold red"),
-}
-
-
-class Finding(Part):
-    """One thing that was looked at.
-
-    verdict  ``heed`` stops nothing, but should be heard before approving
-    said     what was found; where it is wrong, the coded error with its mend
-    """
-
-    name: str
-    verdict: Literal["right", "heed", "wrong"]
-    said: str
 
 
 def check(
-    study: Annotated[Path, typer.Option(help="folder with study.json and signatures.json")],
-    site: Annotated[str, typer.Option(help="this site's name in the roster")],
-    operator: Annotated[str, typer.Option(help="the operator's public key, 64 hex digits, as compared by telephone")],
+    study: Annotated[Path | None, typer.Option(help="folder with study.json and signatures.json")] = None,
+    site: Annotated[str | None, typer.Option(help="this site's name in the roster")] = None,
+    operator: Annotated[str | None, typer.Option(help="the operator's public key, as compared by telephone")] = None,
     backbone: Annotated[Path | None, typer.Option(help="folder of the backbone's files")] = None,
     ledger: Annotated[Path | None, typer.Option(help="the ledger's file", envvar="CONSILIUM_LEDGER")] = None,
     anchor: Annotated[Path | None, typer.Option(help="its anchor; default: beside it")] = None,
     account: Annotated[str, typer.Option(help="the account that would pay")] = "default",
-    json: Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")] = False,
+    home: Home = HERE,
+    passphrase: Source = DEFAULT_SOURCE,
+    json: Json = False,
 ) -> None:
-    """Check a study before it starts: signature, privacy, noise, backbone, model, encoding, ledger and budget."""
+    """Check this hospital before a study starts: keys, connection, data, and each study that was offered.
+
+    With --study, --site and --operator one study alone is looked at, without a home: signature, privacy, noise,
+    backbone, model, encoding, ledger and budget.
+    """
     with coded_errors():
-        signed, _ = agreement.read(study)
-        agreed = agreement.verify_study(signed, parse_public_key(operator))
-    findings = list(examine(agreed, SiteId(site), backbone=backbone, ledger=ledger, anchor=anchor, account=account))
-    if json:
-        typer.echo("[" + ",\n".join(finding.model_dump_json() for finding in findings) + "]")
-    else:
-        _show(findings, Console())
-    if any(finding.verdict == "wrong" for finding in findings):
-        raise typer.Exit(BAD_INPUT)
+        if study is None:
+            from client.home_check import examine_home
+
+            found = examine_home(home, read_passphrase(passphrase))
+        elif site is None or operator is None:
+            raise ConsiliumError(errors.SITE_FILE_INVALID, "--study needs --site and --operator")
+        else:
+            signed, _ = agreement.read(study)
+            agreed = agreement.verify_study(signed, parse_public_key(operator))
+            found = examine(agreed, SiteId(site), backbone=backbone, ledger=ledger, anchor=anchor, account=account)
+        findings = list(found)
+    conclude(findings, json=json)
 
 
 def examine(
@@ -92,16 +84,16 @@ def examine(
 
     study  whose operator's signature was verified
     """
-    yield _finding("study", lambda: _study(study, now or datetime.now(UTC)))
-    privacy = _finding("privacy", lambda: _privacy(study, site))
+    yield finding("study", lambda: _study(study, now or datetime.now(UTC)))
+    privacy = finding("privacy", lambda: _privacy(study, site))
     yield privacy
     if privacy.verdict == "right":
         for concern in concerns(study):
             yield Finding(name=concern.topic, verdict="heed", said=concern.text)
-    yield _finding("noise", _noise)
+    yield finding("noise", _noise)
     dimension: int | None = None
     if backbone is not None:
-        yield _finding("backbone", lambda: _backbone(study, backbone))
+        yield finding("backbone", lambda: _backbone(study, backbone))
 
         def model() -> str:
             nonlocal dimension
@@ -109,18 +101,11 @@ def examine(
             dimension = made.dimension
             return _preflight(made, task)
 
-        yield _finding("model", model)
-    yield _finding("encoding", lambda: _encoding(study, site, dimension))
+        yield finding("model", model)
+    yield finding("encoding", lambda: _encoding(study, site, dimension))
     if ledger is not None:
-        yield _finding("ledger", lambda: _ledger(ledger, anchor))
-        yield _finding("budget", lambda: _budget(study, site, ledger, anchor, account))
-
-
-def _finding(name: str, look: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name=name, verdict="right", said=look())
-    except ConsiliumError as error:
-        return Finding(name=name, verdict="wrong", said=str(error))
+        yield finding("ledger", lambda: _ledger(ledger, anchor))
+        yield finding("budget", lambda: _budget(study, site, ledger, anchor, account))
 
 
 def _study(study: Study, now: datetime) -> str:
@@ -187,12 +172,3 @@ def _budget(study: Study, site: SiteId, path: Path, anchor: Path | None, account
         return f"{account} pays for this study already"
     left = book.balance(account).epsilon_remaining
     return f"{account} has epsilon {left:.4f} left, the study commits {plan.epsilon():.4f}"
-
-
-def _show(findings: list[Finding], console: Console) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for finding in findings:
-        table.add_row(_MARKS[finding.verdict], Text(f"{finding.name}: {finding.said}"))
-    console.print(table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typer
 
+from client import commands
 from client.check import check
 from client.ledger.cli import app as ledger
 from client.run import run
@@ -21,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(ledger, name="ledger")
+for _command in (commands.init, commands.join, commands.install, commands.renew):
+    app.command()(_command)
 app.command()(check)
 app.command()(run)
 

@@ -16,9 +16,9 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, 
 
 from common import errors
 from common.errors import ConsiliumError
-from common.identity import PublicKey, SiteId, parse_public_key
+from common.identity import PublicKey, SiteId, fingerprint, parse_public_key
 from common.messages import ANYONE, OPERATOR
-from common.study import Hex32, Name, Part, validate
+from common.study import Hex32, Name, Part, Study, validate
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
 _ADDRESS = re.compile(rf"(?:{_HOST}):([0-9]{{1,5}})")
@@ -57,6 +57,7 @@ def _proxy(value: str) -> str:
 Place = Annotated[Path, BeforeValidator(_resolved)]
 """A path that is absolute once it was read."""
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4}(-[0-9a-f]{4}){4}$")]
 Query = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
 
 
@@ -147,15 +148,19 @@ class Data(Part):
 
 
 class BackboneSource(Part):
-    """Who supplies the backbone's bytes; the study's digests decide whether they are right."""
+    """Who supplies the backbone's bytes; the study's digests decide whether they are right.
+
+    from_operator  the operator sends them over the link, and they are kept below ``state``
+    """
 
     folder: Place | None = None
     package: Name | None = None
+    from_operator: bool = False
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.folder is None) == (self.package is None):
-            raise ValueError("give either folder or package")
+        if [self.folder is not None, self.package is not None, self.from_operator].count(True) != 1:
+            raise ValueError("give one of folder, package and from_operator = true")
         return self
 
 
@@ -166,7 +171,7 @@ class SiteConfig(Part):
     operator  the operator's public key, as compared by telephone
     state     folder for what this site writes
     studies   folder with one folder an approved study
-    verified  peers whose fingerprints were compared out of band (RULES 3)
+    verified  the fingerprints of peers' keys that were compared out of band, by name (RULES 3)
     account   the patient population that the ledger charges
     threads   of the arithmetic
     """
@@ -175,7 +180,7 @@ class SiteConfig(Part):
     operator: Hex32
     state: Place
     studies: Place
-    verified: tuple[Name, ...] = ()
+    verified: dict[Name, Fingerprint] = Field(default_factory=dict)
     account: Name = "default"
     threads: int = Field(default=1, ge=1, le=1024)
     link: Link
@@ -189,13 +194,6 @@ class SiteConfig(Part):
     def _not_a_reserved_name(cls, value: str) -> str:
         if value in (OPERATOR, ANYONE):
             raise ValueError("'operator' and 'anyone' are not names for a site")
-        return value
-
-    @field_validator("verified")
-    @classmethod
-    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("a name repeats")
         return value
 
     @classmethod
@@ -220,10 +218,13 @@ class SiteConfig(Part):
         """The operator's Ed25519 key; raises CSL-120."""
         return parse_public_key(self.operator)
 
-    @property
-    def peers(self) -> frozenset[SiteId]:
-        """The verified peers."""
-        return frozenset(SiteId(name) for name in self.verified)
+    def verified_in(self, study: Study) -> frozenset[SiteId]:
+        """Return the peers in a study's roster whose very key was verified: one under a name known has to be again."""
+        return frozenset(
+            member.site_id
+            for member in study.roster
+            if self.verified.get(member.site) == fingerprint(member.public_key)
+        )
 
     @property
     def ledger_file(self) -> Path:
@@ -231,9 +232,19 @@ class SiteConfig(Part):
         return self.ledger.path or self.state / "ledger.sqlite"
 
     @property
+    def offers(self) -> Path:
+        """Where studies wait that the operator offered: one folder each, beside those that were approved."""
+        return self.studies.parent / "offers"
+
+    @property
     def egress_file(self) -> Path:
         """Where what left is written down."""
         return self.state / "egress.jsonl"
+
+    @property
+    def backbones_folder(self) -> Path:
+        """Where backbones from the operator are kept."""
+        return self.state / "backbones"
 
     @property
     def features_folder(self) -> Path:

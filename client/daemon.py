@@ -20,8 +20,10 @@ from flwr.clientapp import ClientApp
 
 from client.config import SiteConfig
 from client.egress import EgressEntry
+from client.fetching import Fetching, cache_folder
 from client.journal import SqliteJournal
 from client.ledger import Ledger
+from client.offers import STAGES, Offers
 from client.outbox import SqliteOutbox
 from client.site import Site, SiteLog, Workload
 from common import agreement as agreements
@@ -29,9 +31,9 @@ from common import errors
 from common.agreement import Agreement, verify_agreement
 from common.errors import ConsiliumError
 from common.identity import Identity
-from common.link.records import from_records
+from common.link.records import from_records, to_records
 from common.logs import log
-from common.messages import peek_study
+from common.messages import Stage, peek_study
 from common.study import Digest, Kind
 
 _log = log("consilium.daemon")
@@ -68,11 +70,31 @@ class Daemon:
         self._config, self._identity, self._make, self._ledger = config, identity, make, ledger
         self._record, self._kind, self._clock = record, kind, clock
         self._open: dict[Digest, _Open] = {}
+        self._fetching: Fetching | None = None
+        self._offers = Offers(
+            config.site_id,
+            identity,
+            ledger,
+            config.operator_key,
+            config.offers,
+            config.studies,
+            record=record,
+            kind=kind,
+            clock=clock,
+        )
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message; whatever is wrong stays in the log here, and the operator sees ``unavailable``."""
         try:
-            return self._app(peek_study(from_records(message.content)))(message, context)
+            sealed = from_records(message.content)
+            digest, stage = peek_study(sealed), Stage(message.metadata.message_type)
+            if stage in STAGES:
+                return Message(to_records(self._offers.answer(stage, sealed)), reply_to=message)
+            fetching = self._fetched(digest)
+            reply = None if fetching is None else fetching.answer(stage, sealed)
+            if reply is not None:
+                return Message(to_records(reply), reply_to=message)
+            return self._app(digest)(message, context)
         except ConsiliumError as error:
             _log.warning("refused", code=error.code, detail=str(error))
         except Exception:
@@ -83,7 +105,8 @@ class Daemon:
         """Open the study that was approved last, so that its first request does not wait for a model."""
         for agreed in sorted(self._approved(), key=lambda found: found.study.created)[-1:]:
             try:
-                self._app(agreed.digest)
+                if self._fetched(agreed.digest) is None:
+                    self._app(agreed.digest)
             except ConsiliumError as error:
                 _log.warning("not ready", study=agreed.digest[:12], code=error.code, detail=str(error))
 
@@ -95,13 +118,35 @@ class Daemon:
     def _app(self, digest: Digest) -> ClientApp:
         """Return the app of the site under a study, opened now if need be; raises what keeps it from running here."""
         if digest not in self._open:
-            agreed = next((found for found in self._approved() if found.digest == digest), None)
-            if agreed is None:
-                raise ConsiliumError(errors.STUDY_NOT_APPROVED, f"no study {digest[:12]} is approved here")
+            agreed = self._agreed(digest)
             self.close()
             self._open[digest] = self._opened(agreed)
             _log.info("study opened", study=digest[:12], title=agreed.study.title)
         return self._open[digest].app
+
+    def _fetched(self, digest: Digest) -> Fetching | None:
+        """Return who answers for a study while its backbone comes from the operator; None where that is not so."""
+        source = self._config.backbone
+        if digest in self._open or source is None or not source.from_operator:
+            return None
+        if self._fetching is None or self._fetching.digest != digest:
+            agreed = self._agreed(digest)
+            self._fetching = Fetching(
+                agreed,
+                self._config.site_id,
+                self._identity,
+                self._ledger,
+                cache_folder(self._config.backbones_folder, agreed.study.backbone),
+                record=self._record,
+                clock=self._clock,
+            )
+        return None if self._fetching.is_complete else self._fetching
+
+    def _agreed(self, digest: Digest) -> Agreement:
+        for found in self._approved():
+            if found.digest == digest:
+                return found
+        raise ConsiliumError(errors.STUDY_NOT_APPROVED, f"no study {digest[:12]} is approved here")
 
     def _opened(self, agreed: Agreement) -> _Open:
         config, name = self._config, agreed.digest[:16]
@@ -119,7 +164,7 @@ class Daemon:
                 self._identity,
                 self._make(agreed),
                 self._ledger,
-                verified=config.peers,
+                verified=config.verified_in(agreed.study),
                 account=config.account,
                 clock=self._clock,
                 journal=journal,

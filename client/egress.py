@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from common import errors
+from common.chunks import NEED, NEED_BYTES
 from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
 from common.messages import OPERATOR, Envelope, Sealed, Stage, seal
-from common.payloads import LEDGER_BYTES, LEDGER_PART
+from common.payloads import APPROVAL_PART, LEDGER_BYTES, LEDGER_PART, SIGNATURE_BYTES
 from common.study import Digest, Study
 
 NONCE_BYTES = 32
@@ -39,7 +40,10 @@ class EgressEntry:
 
 
 _GUARANTEES: Mapping[Stage, str] = {
-    Stage.IDENTIFY: "proof of identity",
+    Stage.IDENTIFY: "proof of identity; which part of the public backbone is still missing, if any is",
+    Stage.BACKBONE: "which part of the public backbone is still missing, if any is",
+    Stage.OFFER: "this site's countersignature of a study, if it was given",
+    Stage.AGREED: "that a study has arrived",
     Stage.KEYS: "public key of this epoch",
     Stage.PREPARE: "public mask key; shares encrypted to peers",
     Stage.ACKNOWLEDGE: "hashes of what peers sent",
@@ -83,9 +87,12 @@ class Egress:
         self._limits: dict[Stage, dict[str, int]] = {
             stage: {"secagg": overhead + (packed if stage is Stage.FIT else 8 * cells if stage is Stage.COUNTS else 0)}
             for stage in Stage
-            if stage is not Stage.IDENTIFY
+            if stage not in (Stage.IDENTIFY, Stage.BACKBONE, Stage.OFFER, Stage.AGREED)
         }
-        self._limits[Stage.IDENTIFY] = {"nonce": NONCE_BYTES}
+        self._limits[Stage.IDENTIFY] = {"nonce": NONCE_BYTES, NEED: NEED_BYTES}
+        self._limits[Stage.BACKBONE] = {NEED: NEED_BYTES}
+        self._limits[Stage.OFFER] = {APPROVAL_PART: SIGNATURE_BYTES}
+        self._limits[Stage.AGREED] = {}
 
     def release(self, request: Envelope, parts: Mapping[str, bytes]) -> Sealed:
         """Let the reply to a verified request leave, signed and written down; raises CSL-601 and lets nothing out.
@@ -93,7 +100,8 @@ class Egress:
         Where the ledger ends goes with every reply (RULES 18).
         """
         limits = self._limits[request.stage]
-        if request.sender != OPERATOR or parts.keys() != limits.keys():
+        # Where nothing is missing, nothing is said of it; every other part leaves at its stage, or nothing does.
+        if request.sender != OPERATOR or not limits.keys() - {NEED} <= parts.keys() <= limits.keys():
             raise ConsiliumError(errors.EGRESS_REFUSED, f"{request.stage.value}: parts {sorted(parts)}")
         for name, part in parts.items():
             if len(part) > limits[name]:

@@ -1,9 +1,9 @@
 """A hospital's journal for secure sums, in one SQLite file: what was opened and answered, before anything leaves.
 
 A call that returned is on disk (WAL with ``synchronous = FULL``), one process holds the file at a time, and every row
-carries a SHA-256 over its content that is compared whenever the row is read [RULES 5]. The file belongs to one site in one
-study. A file that is deleted, or put back from an older copy, is not noticed here: that is a rollback of the storage,
-which is outside the promise. Nothing secret belongs here: keys and seeds die with the process.
+carries a SHA-256 over its content that is compared whenever the row is read [RULES 5]. The file belongs to one site in
+one study. A file that is deleted, or put back from an older copy, is not noticed here: that is a rollback of the
+storage, which is outside the promise. Nothing secret belongs here: keys and seeds die with the process.
 """
 
 from __future__ import annotations

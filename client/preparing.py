@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.config import SiteConfig
+from client.fetching import cache_folder
 from common import backbone as backbones
 from common import errors
 from common.agreement import Agreement
 from common.errors import ConsiliumError
 from common.identity import Identity
-from common.study import Study, TrainingNoise
+from common.study import BackboneManifest, Study, TrainingNoise
 
 if TYPE_CHECKING:
     from client.workload import TextWorkload
@@ -58,7 +59,7 @@ def prepare(
     study = agreement.study
     study.member(config.site)
     torch.set_num_threads(config.threads)
-    model, task = adapted(study, locate(config, backbone), device=device)
+    model, task = adapted(study, locate(config, study.backbone, backbone), device=device)
     _log.info("%s", check(model, task).summary())
     folder = SealedFolder(config.features_folder, identity.derive_key(FEATURES_PURPOSE), _DISK_BYTES)
     store = FeatureStore(memory_bytes=_MEMORY_BYTES, folder=folder)
@@ -73,8 +74,8 @@ def prepare(
     )
 
 
-def locate(config: SiteConfig, given: Path | None = None) -> Path:
-    """Return the backbone's folder: the one given, else what the site's file names; raises CSL-301."""
+def locate(config: SiteConfig, manifest: BackboneManifest, given: Path | None = None) -> Path:
+    """Return a backbone's folder: the one given, else what the site's file names; raises CSL-301."""
     if given is not None:
         return backbones.locate_folder(given)
     source = config.backbone
@@ -82,7 +83,9 @@ def locate(config: SiteConfig, given: Path | None = None) -> Path:
         return backbones.locate_folder(source.folder)
     if source is not None and source.package is not None:
         return backbones.locate_package(source.package)
-    raise ConsiliumError(errors.BACKBONE_MISSING, "the site's file has no [backbone] with a folder or a package")
+    if source is not None and source.from_operator:
+        return backbones.locate_folder(cache_folder(config.backbones_folder, manifest))
+    raise ConsiliumError(errors.BACKBONE_MISSING, "the site's file has no [backbone]")
 
 
 def adapted(study: Study, folder: Path, *, device: str = "cpu") -> tuple[AdaptedModel, Task]:

@@ -47,7 +47,7 @@ def serve(config: SiteConfig, make: Make, *, kind: Kind = Kind.DEPLOYMENT) -> No
     node_key = read_node_key(config.keys.node, passphrase)
     link = config.link
     ca, certificate, key = (None if place is None else str(place) for place in (link.ca, link.certificate, link.key))
-    tls = client_tls(ca, certificate, key)
+    tls = client_tls(ca, certificate, key, passphrase)
     to_stderr()
     told = log("consilium.link")
     with contextlib.ExitStack() as stack:

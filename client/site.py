@@ -148,7 +148,9 @@ class Site:
         )
         self._outbox, self._record = MemoryOutbox() if outbox is None else outbox, record
         self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {
-            Stage.IDENTIFY: self._identify,
+            Stage.IDENTIFY: proof_of_identity,
+            # Asked again when the reply to the last chunk was lost: nothing is missing.
+            Stage.BACKBONE: lambda _request: {},
             Stage.KEYS: self._keys,
             Stage.PREPARE: lambda request: self._protocol(self._session.prepare, request),
             Stage.ACKNOWLEDGE: lambda request: self._protocol(self._session.acknowledge, request),
@@ -203,12 +205,6 @@ class Site:
             _log.exception("%s failed", stage.value)
         return Message(Error(600, str(ConsiliumError(errors.SITE_UNAVAILABLE))), reply_to=message)
 
-    def _identify(self, request: Envelope) -> Mapping[str, bytes]:
-        nonce = _part(request, "nonce")
-        if len(nonce) != NONCE_BYTES:
-            raise ConsiliumError(errors.MESSAGE_MALFORMED, "a nonce has 32 bytes")
-        return {"nonce": nonce}
-
     def _keys(self, request: Envelope) -> Mapping[str, bytes]:
         """Open an epoch, unless what the operator keeps shows, or once showed, a ledger put back (RULES 18)."""
         shown = request.parts.get(LEDGER_PART)
@@ -217,10 +213,10 @@ class Site:
 
     def _protocol(self, step: Callable[[bytes], bytes], request: Envelope) -> Mapping[str, bytes]:
         with self.log.watch.timed("secagg"):
-            return {"secagg": step(_part(request, "secagg"))}
+            return {"secagg": step(request.part("secagg"))}
 
     def _fit(self, request: Envelope) -> Mapping[str, bytes]:
-        raw, round_bytes = _part(request, "vector"), _part(request, "round")
+        raw, round_bytes = request.part("vector"), request.part("round")
         start = parse_vector(raw, self._workload.dimension)
         round_index = parse_round(round_bytes, self._study.training.rounds)
         digest = input_digest(request.stage, raw, round_bytes)
@@ -229,7 +225,7 @@ class Site:
         )
 
     def _count(self, request: Envelope) -> Mapping[str, bytes]:
-        raw = _part(request, "vector")
+        raw = request.part("vector")
         vector = parse_vector(raw, self._workload.dimension)
         digest = input_digest(request.stage, raw)
         return self._masked(request, digest, self._counts, "evaluation", lambda: self._workload.evaluate(vector))
@@ -243,7 +239,7 @@ class Site:
         compute: Callable[[], NDArray[np.generic]],
     ) -> Mapping[str, bytes]:
         """Open a sum, charge for it, compute and mask; what was answered before a restart is only sent again."""
-        opening, stage = _part(request, "secagg"), request.stage.value
+        opening, stage = request.part("secagg"), request.stage.value
         known = self._session.answered(opening, input_digest=digest, stage=stage, encoding=encoding)
         if known is not None:
             return {"secagg": known}
@@ -268,8 +264,9 @@ class Site:
         self._ledger.charge(key)
 
 
-def _part(request: Envelope, name: str) -> bytes:
-    try:
-        return request.parts[name]
-    except KeyError as error:
-        raise ConsiliumError(errors.MESSAGE_MALFORMED, f"no part {name!r}") from error
+def proof_of_identity(request: Envelope) -> Mapping[str, bytes]:
+    """Return the parts that answer the operator's nonce, to be signed; raises CSL-130 for what is no nonce."""
+    nonce = request.part("nonce")
+    if len(nonce) != NONCE_BYTES:
+        raise ConsiliumError(errors.MESSAGE_MALFORMED, f"a nonce has {NONCE_BYTES} bytes")
+    return {"nonce": nonce}

@@ -19,6 +19,7 @@ from common.identity import Domain, Identity, PublicKey, Signature, SiteId, pars
 from common.study import Digest, Kind, Study
 
 _SIGNING = {Kind.DEPLOYMENT: Domain.STUDY, Kind.SIMULATION: Domain.STUDY_SIMULATION}
+_SIGNATURE_BYTES = 64
 _APPROVING = {Kind.DEPLOYMENT: Domain.APPROVAL, Kind.SIMULATION: Domain.APPROVAL_SIMULATION}
 
 
@@ -108,11 +109,32 @@ def verify_agreement(
         approval = by_site.get(member.site_id)
         if approval is None or approval.digest != digest:
             raise ConsiliumError(errors.STUDY_NOT_APPROVED, member.site)
-        try:
-            verify(member.public_key, _APPROVING[kind], _approval_bytes(member.site_id, digest), approval.signature)
-        except ConsiliumError as error:
-            raise ConsiliumError(errors.STUDY_NOT_APPROVED, f"{member.site}: its signature does not hold") from error
+        check_approval(study, approval)
     return Agreement(study, digest, tuple(by_site[member.site_id] for member in study.roster))
+
+
+def check_approval(study: Study, approval: Approval) -> None:
+    """Raise CSL-107 for an approval that its site did not sign, CSL-122 for a stranger's."""
+    key = study.member(approval.site).public_key
+    try:
+        verify(key, _APPROVING[study.kind], _approval_bytes(approval.site, approval.digest), approval.signature)
+    except ConsiliumError as error:
+        raise ConsiliumError(errors.STUDY_NOT_APPROVED, f"{approval.site}: its signature does not hold") from error
+
+
+def dump_approvals(approvals: tuple[Approval, ...]) -> bytes:
+    """Return approvals as they travel: 64 bytes each, in order of the roster that they are all of."""
+    return b"".join(approval.signature for approval in sorted(approvals, key=lambda approval: approval.site))
+
+
+def parse_approvals(study: Study, digest: Digest, raw: bytes) -> tuple[Approval, ...]:
+    """Read what :func:`dump_approvals` wrote, unverified; raises CSL-130 for another length than the roster's."""
+    if len(raw) != _SIGNATURE_BYTES * len(study.roster):
+        raise ConsiliumError(errors.MESSAGE_MALFORMED, "an approval is missing")
+    return tuple(
+        Approval(member.site_id, digest, Signature(raw[at * _SIGNATURE_BYTES : (at + 1) * _SIGNATURE_BYTES]))
+        for at, member in enumerate(study.roster)
+    )
 
 
 def write(folder: Path, signed: SignedStudy, approvals: tuple[Approval, ...]) -> None:

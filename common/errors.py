@@ -67,6 +67,23 @@ STUDY_SOFTWARE = Fault("CSL-109", "study", "this software is outside the study's
 IDENTITY_INVALID = Fault("CSL-120", "identity", "the key is not a valid Ed25519 key", "give the key as 64 hex digits")
 SIGNATURE_WRONG = Fault("CSL-121", "identity", "a signature does not hold", "check who holds the private key")
 IDENTITY_UNKNOWN = Fault("CSL-122", "identity", "the sender is not in the roster", "admit the site in a new study")
+ENROLMENT_INVALID = Fault(
+    "CSL-140", "enrolment", "the file is not what the other side wrote", "have it sent again, and compare fingerprints"
+)
+ENROLMENT_FOREIGN = Fault(
+    "CSL-141", "enrolment", "the file is for another site or operator", "use the file that was made for you"
+)
+ENROLMENT_THERE = Fault("CSL-142", "enrolment", "something is there already", "choose an empty folder, or remove it")
+ENROLMENT_UNWRITABLE = Fault("CSL-143", "enrolment", "a file cannot be written", "check who may write there")
+PEER_MISMATCH = Fault(
+    "CSL-144", "enrolment", "the fingerprint given is not that of this peer's key", "ask the peer again, by telephone"
+)
+PEERS_UNVERIFIED = Fault(
+    "CSL-145",
+    "enrolment",
+    "too few peers are verified for this hospital to hide among",
+    "compare fingerprints by telephone, then: consilium-client verify PEER",
+)
 MESSAGE_MALFORMED = Fault("CSL-130", "message", "the message cannot be read", "check that both sides run one version")
 MESSAGE_MISBOUND = Fault(
     "CSL-131", "message", "the message belongs to another study, instance, stage or sender", "none: it was refused"
@@ -132,6 +149,12 @@ BACKBONE_UNSUPPORTED = Fault(
 )
 BACKBONE_UNREACHABLE = Fault(
     "CSL-305", "backbone", "the source of the backbone cannot be reached", "use a local folder or a mirror"
+)
+BACKBONE_UNWRITABLE = Fault(
+    "CSL-306",
+    "backbone",
+    "what the operator sends of the backbone cannot be written",
+    "free space and check who may write there",
 )
 ADAPTER_INVALID = Fault("CSL-310", "adapter", "the adapter does not fit this backbone", "correct the field named")
 ADAPTER_VECTOR = Fault("CSL-311", "adapter", "a vector has the wrong length or non-finite values", "none: refused")
@@ -252,6 +275,8 @@ OPERATOR_URL = Fault(
 )
 OPERATOR_STUDY = Fault("CSL-635", "operator", "the study is not in the journal", "enqueue it first")
 OPERATOR_ORDER = Fault("CSL-636", "operator", "the study cannot take this step now", "none: nothing was changed")
+SERVER_STOPPED = Fault("CSL-637", "operator", "the server was told to stop", "start it again: the study goes on")
+STUDY_STOPPED = Fault("CSL-638", "operator", "the operator has stopped the study", "consilium-server study resume")
 LINK_FLWR = Fault(
     "CSL-640", "link", "this flwr is not the version that the link was written for", "install the version named"
 )
@@ -269,6 +294,16 @@ LINK_LISTEN = Fault("CSL-644", "link", "the server cannot listen there", "free t
 LINK_TAKEN = Fault(
     "CSL-646", "link", "another process connects with this site's node key", "stop the other; one site runs once"
 )
+LINK_CERTIFICATE = Fault(
+    "CSL-647",
+    "link",
+    "this hospital's certificate cannot be used",
+    "consilium-client renew, and install what comes back",
+)
+LINK_CLEAR_TEXT = Fault(
+    "CSL-648", "link", "what answers there does not speak TLS", "name the server's TLS port; never connect without TLS"
+)
+LINK_CLOCK = Fault("CSL-649", "link", "the clocks are too far apart", "set this machine's clock, and keep it by NTP")
 LINK_MALFORMED = Fault("CSL-645", "link", "what the server sent cannot be read", "none: it was refused")
 
 

@@ -33,6 +33,8 @@ class Domain(StrEnum):
     APPROVAL = "consilium/v1/approval"
     APPROVAL_SIMULATION = "consilium/v1/simulation/approval"
     MESSAGE = "consilium/v1/message"
+    JOIN = "consilium/v1/join"
+    ADMISSION = "consilium/v1/admission"
     SECAGG_HELLO = "consilium/v1/secagg/hello"
     SECAGG_PREPARE = "consilium/v1/secagg/prepare"
     SECAGG_ACKNOWLEDGE = "consilium/v1/secagg/acknowledge"

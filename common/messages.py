@@ -34,6 +34,9 @@ class Stage(StrEnum):
     """Every stage of a study, named as the Flower message type that carries it."""
 
     IDENTIFY = "query.identify"
+    BACKBONE = "query.backbone"
+    OFFER = "query.offer"
+    AGREED = "query.agreed"
     KEYS = "train.keys"
     PREPARE = "train.prepare"
     ACKNOWLEDGE = "train.acknowledge"
@@ -61,6 +64,13 @@ class Envelope:
     sender: str
     recipient: str
     parts: Mapping[str, bytes]
+
+    def part(self, name: str) -> bytes:
+        """Return a part by its name; raises CSL-130 where there is none."""
+        try:
+            return self.parts[name]
+        except KeyError as error:
+            raise ConsiliumError(errors.MESSAGE_MALFORMED, f"no part {name!r}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ from common.study import Study
 LEDGER_PART = "ledger"
 """The part of an envelope that says where a site's ledger ended: sealed by the site, kept for it by the operator."""
 LEDGER_BYTES = 72
+STUDY_PART, SIGNATURE_PART, APPROVALS_PART, APPROVAL_PART = "study", "signature", "approvals", "approval"
+"""The parts in which a study is offered and agreed: canonical bytes, the operator's signature, all approvals, one."""
+SIGNATURE_BYTES = 64
 
 
 def dump_vector(vector: NDArray[np.float32]) -> bytes:

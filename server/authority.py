@@ -8,85 +8,90 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
-from dataclasses import dataclass
-from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from common import errors
+from common.errors import ConsiliumError
 
 _BACKDATED = datetime.timedelta(minutes=10)
 """Clocks differ: a certificate made a moment ago must already hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """A certificate with its key, both PEM."""
-
-    certificate: bytes
-    key: bytes
-
-    def write(self, certificate: Path, key: Path) -> None:
-        """Write both; the key with mode 0600, and never over another."""
-        handle = os.open(key, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(self.key)
-        certificate.write_bytes(self.certificate)
+_DAYS = 397
+_AUTHORITY_DAYS = 3650
 
 
 class Authority:
-    """A certificate authority that is valid for so many days."""
+    """A certificate authority: its key and its own certificate, PEM."""
 
-    def __init__(self, name: str, *, days: int = 3650) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._certificate = (
-            _builder(self._name, self._name, self._key.public_key(), days)
+    def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: bytes) -> None:
+        self._key, self.certificate = key, certificate
+        self._name = x509.load_pem_x509_certificate(certificate).subject
+
+    @classmethod
+    def create(cls, name: str) -> tuple[Authority, ec.EllipticCurvePrivateKey]:
+        """Make a new authority; returns it with its private key, for the keystore."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        certificate = (
+            _builder(subject, subject, key.public_key(), _AUTHORITY_DAYS)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_usage(signs=True), critical=True)
-            .sign(self._key, hashes.SHA256())
+            .sign(key, hashes.SHA256())
         )
+        return cls(key, certificate.public_bytes(Encoding.PEM)), key
 
-    @property
-    def certificate(self) -> bytes:
-        """The authority's own certificate, PEM."""
-        return self._certificate.public_bytes(Encoding.PEM)
-
-    def server(self, *hosts: str, days: int = 397) -> Issued:
-        """Issue a certificate for a server under some names or addresses."""
+    def server(self, key: ec.EllipticCurvePublicKey, *hosts: str, days: int = _DAYS) -> bytes:
+        """Issue a certificate for a server under some names or addresses, PEM."""
         names: list[x509.GeneralName] = []
         for host in hosts:
             try:
                 names.append(x509.IPAddress(ipaddress.ip_address(host)))
             except ValueError:
                 names.append(x509.DNSName(host))
-        return self._issue(hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names), days)
+        return self._issue(key, hosts[0], ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names), days)
 
-    def site(self, name: str, *, days: int = 397) -> Issued:
-        """Issue a certificate with which a site may open a connection."""
-        subject = x509.SubjectAlternativeName([x509.DNSName(name)])
-        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, subject, days)
+    def site(self, key: ec.EllipticCurvePublicKey, name: str, *, days: int = _DAYS) -> bytes:
+        """Issue a certificate with which a site may open a connection, PEM."""
+        names = x509.SubjectAlternativeName([x509.DNSName(f"{name}.site.invalid")])
+        return self._issue(key, name, ExtendedKeyUsageOID.CLIENT_AUTH, names, days)
 
     def _issue(
-        self, name: str, purpose: x509.ObjectIdentifier, names: x509.SubjectAlternativeName, days: int
-    ) -> Issued:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self,
+        key: ec.EllipticCurvePublicKey,
+        name: str,
+        purpose: x509.ObjectIdentifier,
+        names: x509.SubjectAlternativeName,
+        days: int,
+    ) -> bytes:
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        certificate = (
-            _builder(subject, self._name, key.public_key(), days)
+        return (
+            _builder(subject, self._name, key, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
             .add_extension(authority, critical=False)
             .add_extension(names, critical=False)
             .sign(self._key, hashes.SHA256())
+            .public_bytes(Encoding.PEM)
         )
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        return Issued(certificate.public_bytes(Encoding.PEM), private)
+
+
+def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
+    """Return the key of a certificate request that its holder signed; nothing else in it counts. Raises CSL-140."""
+    try:
+        found = x509.load_pem_x509_csr(request)
+        key = found.public_key()
+        if not found.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("not signed by its own key")
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise ConsiliumError(errors.ENROLMENT_INVALID, "the certificate request") from error
+    return key
 
 
 def _builder(

@@ -16,6 +16,7 @@ class Standing(StrEnum):
 
     APPROVED = "approved"
     ONLINE = "online"
+    FETCHING = "fetching"
     WORKING = "working"
     MASKED = "masked"
     UNAVAILABLE = "unavailable"

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from common.console import coded_errors
+from server import commands, study_cli
 from server.config import ServerConfig
 
 app = typer.Typer(
@@ -25,11 +26,6 @@ app = typer.Typer(
 )
 UNFINISHED = 3
 """Exit code where a study was stopped by a named error."""
-
-
-@app.callback()
-def _command() -> None:
-    """Keep subcommands, however few there are."""
 
 
 @app.command()
@@ -46,7 +42,8 @@ def run(
 
     with coded_errors():
         chosen = ServerConfig.load(config)
-        identity = read_identity(chosen.keys.identity, read_passphrase(chosen.keys.passphrase))
+        passphrase = read_passphrase(chosen.keys.passphrase)
+        identity = read_identity(chosen.keys.identity, passphrase)
         to_stderr()
 
         def produce(study: Study) -> AdapterProduct:
@@ -55,12 +52,24 @@ def run(
             torch.set_num_threads(chosen.threads)
             return AdapterProduct(study, chosen.backbone)
 
-        operator = Operator(chosen, identity, produce)
+        operator = Operator(chosen, identity, produce, passphrase=passphrase)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: operator.stop())
         finished = operator.run(until_idle=until_idle)
     if until_idle and not finished:
         raise typer.Exit(UNFINISHED)
+
+
+for _command in (
+    commands.init,
+    commands.admit,
+    commands.remove,
+    commands.sites,
+    commands.doctor,
+    commands.release,
+):
+    app.command()(_command)
+app.add_typer(study_cli.app, name="study")
 
 
 def main() -> None:

@@ -129,6 +129,11 @@ class ServerConfig(Part):
         return None if self.health is None else _address(self.health)
 
     @property
+    def offers(self) -> Path:
+        """Where studies wait for their sites' approvals, beside those that run."""
+        return self.studies.parent / "offers"
+
+    @property
     def journal_url(self) -> str:
         """The journal's address, which may hold a password: never to be logged."""
         return self.journal or f"sqlite:///{self.state / 'journal.sqlite'}"

@@ -8,10 +8,12 @@ old one may have sent, and sites answer it with the very same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
@@ -19,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import errors
 from common.agreement import Agreement
+from common.chunks import NEED
 from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
 from common.messages import ANYONE, Stage
@@ -36,6 +39,7 @@ from server.aggregation import Vector, server_optimizer
 from server.attendance import Attendance, Deadline, Everyone
 from server.board import Board, Standing
 from server.correspondence import Correspondence
+from server.distribution import Distribution, Turn
 from server.progress import Ending, Progress, RoundRecord, StudyJournal
 from server.witnesses import Witnesses
 
@@ -72,6 +76,10 @@ class Outcome:
     not_evaluated: str = ""
 
 
+def _no_backbone() -> Path:
+    raise ConsiliumError(errors.BACKBONE_MISSING, "this operator has none to send")
+
+
 @dataclass(frozen=True, slots=True)
 class Conduct:
     """How a study is run, beside what the study says.
@@ -81,13 +89,19 @@ class Conduct:
     attendance  who is connected
     journal     where the study stands, if it is to outlive this process; raises what its disk raises
     board       told each site's standing
+    backbone    returns the folder of the operator's bytes, for sites that have no other source of them; raises CSL-301
+    greet       called with nodes that are not known yet, before they are asked who they are
+    between     called between two rounds; what it raises stops the study, to be gone on with later
     """
 
     deadline: Deadline = field(default_factory=Deadline)
     quorum: int = 0
     attendance: Attendance = field(default_factory=Everyone)
     journal: StudyJournal | None = None
+    greet: Callable[[Grid, Collection[int]], None] = lambda _grid, _nodes: None
+    between: Callable[[Grid], None] = lambda _grid: None
     board: Board | None = None
+    backbone: Callable[[], Path] = _no_backbone
 
 
 _IN_ONE_PROCESS = Conduct()
@@ -121,7 +135,8 @@ class Coordinator:
         self._vectors = vector_encoding(self._study, len(start))
         self._counts = count_encoding(self._study)
         self._optimizer = server_optimizer(self._study.training)
-        self._letters = Correspondence(agreement, operator, witnesses)
+        self._letters = Correspondence(agreement.study, agreement.digest, operator, witnesses)
+        self._distribution = Distribution(self._study.backbone, self._letters, conduct.backbone)
         self._nodes: dict[SiteId, int] = {}
         self._terms = Terms.from_study(self._study)
         self._quorum = max(conduct.quorum, self._terms.smallest_cohort)
@@ -152,6 +167,7 @@ class Coordinator:
         if self._resumed():
             return self.outcome
         for round_index in range(len(self.outcome.rounds), self._study.training.rounds):
+            self._conduct.between(grid)
             self._round(grid, round_index)
         if self._study.evaluation.releases:
             self._evaluate(grid)
@@ -260,6 +276,9 @@ class Coordinator:
         """Return a session in which a sum can begin, or has begun; who came late is in it from a new epoch on."""
         self._identify(grid)
         session = self._session
+        if session is not None:
+            # Where there is no epoch yet, gathering for one does the same.
+            self._feed(grid, self._conduct.deadline.patience)
         if session is not None and not set(session.cohort) <= self._nodes.keys():
             # A new process does not know yet which connection is whose.
             self._gathered(grid, session.cohort)
@@ -279,28 +298,45 @@ class Coordinator:
 
     def _newcomers(self, session: ServerSession) -> set[SiteId]:
         """Return who is connected, not in the epoch, and was not asked on this connection to be."""
-        present = {site: self._conduct.attendance.connection(node) for site, node in self._nodes.items()}
         return {
             site
-            for site, connection in present.items()
-            if connection is not None and site not in session.cohort and self._tried.get(site) != connection
+            for site, connection in self._present().items()
+            if not (site in session.cohort or self._distribution.lacks(site) or self._tried.get(site) == connection)
         }
+
+    def _present(self) -> dict[SiteId, str]:
+        """Return who is connected, and what names the connection."""
+        found = {site: self._conduct.attendance.connection(node) for site, node in self._nodes.items()}
+        return {site: connection for site, connection in found.items() if connection is not None}
 
     def _gathered(self, grid: Grid, wanted: Collection[SiteId]) -> list[SiteId]:
         """Return who of some sites is here; waits for a quorum, and a little for the rest."""
         start = time.monotonic()
         while True:
-            present = {site: self._conduct.attendance.connection(node) for site, node in self._nodes.items()}
-            here = [site for site in wanted if present.get(site) is not None]
+            present = self._present()
+            here = [site for site in wanted if site in present and not self._distribution.lacks(site)]
             for site in here:
                 self._board.set(site, Standing.ONLINE)
             limit = (
                 self._conduct.deadline.patience if len(here) >= self._quorum else self._conduct.deadline.seconds or 0.0
             )
             left = start + limit - time.monotonic()
-            if len(here) == len(wanted) or left <= 0 or not self._conduct.attendance.wait(left):
+            if len(here) == len(wanted) or left <= 0:
+                return sorted(here)
+            if self._feed(grid, min(left, self._conduct.deadline.patience)):
+                # Whoever gets its backbone is coming: each turn that brought bytes begins the wait for a quorum anew.
+                start = start if len(here) >= self._quorum else time.monotonic()
+            elif not self._conduct.attendance.wait(left):
                 return sorted(here)
             self._identify(grid)
+
+    def _feed(self, grid: Grid, seconds: float) -> bool:
+        """Send of the backbone what connected sites lack of it, for so long; returns whether anything arrived."""
+        present = self._present()
+        for site in filter(self._distribution.lacks, present):
+            self._board.set(site, Standing.FETCHING)
+        turn = Turn(self._instance, self._attempt, seconds, self._conduct.deadline.of(Stage.BACKBONE) or seconds)
+        return self._distribution.feed(grid, {site: self._nodes[site] for site in present}, turn)
 
     def _identify(self, grid: Grid) -> None:
         """Learn which node is which site from signatures over a fresh nonce, never from what Flower says."""
@@ -308,13 +344,16 @@ class Coordinator:
         strangers = [node for node in grid.get_node_ids() if node not in known]
         if not strangers:
             return
+        self._conduct.greet(grid, strangers)
         nonce = self._entropy(_NONCE_BYTES)
         request = self._letters.envelope(Stage.IDENTIFY, ANYONE, self._instance, self._attempt, {"nonce": nonce})
         timeout = self._conduct.deadline.of(Stage.IDENTIFY)
         for node, reply in self._letters.send(grid, dict.fromkeys(strangers, request), timeout).items():
             site = SiteId(reply.sender)
             if reply.parts.get("nonce") == nonce and site not in self._nodes:
-                self._nodes[site] = node
+                with contextlib.suppress(ConsiliumError):
+                    self._distribution.learn(site, reply.parts.get(NEED))
+                    self._nodes[site] = node
 
     def _exchange(self, grid: Grid, session: ServerSession, stage: Stage, parts: Mapping[str, bytes]) -> None:
         """Send this phase's requests, hand each reply to the session, close the phase."""

@@ -5,29 +5,36 @@ Who a reply is from is what its signature says. What does not verify is no reply
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common import errors
-from common.agreement import Agreement
 from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, SiteId
 from common.link.records import from_records, to_records
 from common.messages import ANYONE, OPERATOR, Envelope, Stage, peek_sender, seal, unseal
 from common.payloads import LEDGER_BYTES, LEDGER_PART
+from common.study import Digest, Study
 from server.witnesses import Witnesses
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of sealed envelopes since the study began."""
+    """Bytes of sealed envelopes since the study began. Counted from several threads."""
 
     up: int = 0
     down: int = 0
     messages: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def count(self, *, up: int = 0, down: int = 0) -> None:
+        """Count one message."""
+        with self._lock:
+            self.up, self.down, self.messages = self.up + up, self.down + down, self.messages + 1
 
 
 class Correspondence:
@@ -36,9 +43,9 @@ class Correspondence:
     witnesses   what each site showed of its ledger, over all processes and studies of this operator (RULES 18)
     """
 
-    def __init__(self, agreement: Agreement, operator: Identity, witnesses: Witnesses) -> None:
-        self._digest, self._operator, self._witnesses = agreement.digest, operator, witnesses
-        self.keys = {member.site_id: member.public_key for member in agreement.study.roster}
+    def __init__(self, study: Study, digest: Digest, operator: Identity, witnesses: Witnesses) -> None:
+        self._digest, self._operator, self._witnesses = digest, operator, witnesses
+        self.keys = {member.site_id: member.public_key for member in study.roster}
         """The key of each site in the roster."""
         self.traffic = Traffic()
 
@@ -82,14 +89,12 @@ class Correspondence:
     def _message(self, node: int, request: Envelope) -> Message:
         """Sign a request; made one by one as they are sent, since those of many sites do not fit the memory at once."""
         sealed = seal(request, self._operator)
-        self.traffic.down += sealed.size
-        self.traffic.messages += 1
+        self.traffic.count(down=sealed.size)
         return Message(to_records(sealed), node, request.stage.value, group_id=str(request.instance))
 
     def _verified(self, message: Message, request: Envelope) -> Envelope:
         sealed = from_records(message.content)
-        self.traffic.up += sealed.size
-        self.traffic.messages += 1
+        self.traffic.count(up=sealed.size)
         sender = peek_sender(sealed) if request.recipient == ANYONE else request.recipient
         reply = unseal(
             sealed,
@@ -111,7 +116,8 @@ class Correspondence:
         shown = {
             self.keys[SiteId(reply.sender)]: head
             for reply in replies
-            if reply.stage is not Stage.IDENTIFY and len(head := reply.parts.get(LEDGER_PART, b"")) == LEDGER_BYTES
+            if reply.stage not in (Stage.IDENTIFY, Stage.BACKBONE, Stage.OFFER, Stage.AGREED)
+            and len(head := reply.parts.get(LEDGER_PART, b"")) == LEDGER_BYTES
         }
         if shown:
             self._witnesses.keep(shown)

@@ -41,15 +41,17 @@ class Address:
     port: int
 
 
-def tls_context(certificate: str, key: str, client_ca: str | None) -> ssl.SSLContext:
+def tls_context(certificate: str, key: str, client_ca: str | None, passphrase: bytes | None = None) -> ssl.SSLContext:
     """Return a server's TLS context; with ``client_ca`` whoever has no certificate of it is cut off in the handshake.
 
+    passphrase  of the key, if it is encrypted
     Raises CSL-643 for files that are no certificate and key.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_cert_chain(certificate, key)
+        # Without one, OpenSSL would ask whoever sits at the terminal.
+        context.load_cert_chain(certificate, key, password=passphrase or b"none")
         if client_ca is not None:
             context.load_verify_locations(client_ca)
             context.verify_mode = ssl.CERT_REQUIRED

@@ -20,6 +20,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from flwr.serverapp import Grid
 
 from common import agreement as agreements
 from common import errors
@@ -28,9 +29,8 @@ from common.errors import ConsiliumError
 from common.identity import Identity, fingerprint
 from common.link.fleet_app import fleet_app
 from common.link.nodes import node_key_bytes
-from common.link.relay import Relay
+from common.link.relay import FleetGrid, Relay
 from common.logs import log
-from common.sqlite_files import sync_folder
 from common.study import Digest, Kind
 from server.attendance import Deadline
 from server.audit import AuditLog
@@ -42,13 +42,16 @@ from server.health import Metrics, health_app
 from server.journal import Queued, SqlJournal
 from server.journal_events import State
 from server.listener import listening, tls_context
-from server.product import Produce
+from server.offering import STOPPED, Offering, offers
+from server.product import Produce, locate
 from server.progress import RoundRecord
 from server.witnesses import SqliteWitnesses
 
 _log = log("consilium.server")
 _LOOK_SECONDS = 2.0
 """How often the folders of studies and of admitted sites are looked at."""
+_MAKING = ".making-"
+"""How the name of a release begins that is not whole yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,25 @@ class Operator:
 
     produce  makes a study's model: where it starts and what is released
     kind     of the studies that are run
+    passphrase  of the TLS key, if it is encrypted
     """
 
     def __init__(
-        self, config: ServerConfig, identity: Identity, produce: Produce, *, kind: Kind = Kind.DEPLOYMENT
+        self,
+        config: ServerConfig,
+        identity: Identity,
+        produce: Produce,
+        *,
+        kind: Kind = Kind.DEPLOYMENT,
+        passphrase: bytes | None = None,
     ) -> None:
         self._config, self._identity, self._produce, self._kind = config, identity, produce, kind
+        self._passphrase = passphrase
         self._stop = threading.Event()
         self._board, self._metrics = Board(), Metrics()
         self._relay = Relay()
         self._admitted: dict[str, bytes] = {}
+        self._nodes: dict[str, int] = {}
         self._current: Digest | None = None
         self.port = 0
 
@@ -87,19 +99,25 @@ class Operator:
 
         Raises CSL-64x where it cannot listen, CSL-63x for its files.
         """
-        with self.serving() as serving:
+        with self.serving() as serving, self._relay.run() as grid:
+            offering = self._offering(serving)
             tried: set[Digest] = set()
             while not self._stop.is_set():
+                offering.exchange(grid)
                 self.enqueue(serving.journal)
                 waiting = [study for study in serving.journal.queue() if study.state is not State.FINISHED]
-                due = next((study for study in waiting if study.digest not in tried), None)
+                due = next(
+                    (found for found in waiting if not (found.digest in tried or self._stopped(found.digest))), None
+                )
                 if due is None:
-                    if until_idle:
+                    if until_idle and not any(offers(self._config.offers, self._identity)):
                         return not waiting
                     self._stop.wait(_LOOK_SECONDS)
                     continue
-                tried.add(due.digest)
-                self._run_study(serving, due)
+                self._run_study(serving, grid, offering, due)
+                # One that ended with an error waits for a new start; one that was stopped, for its resumption.
+                if not self._stopped(due.digest):
+                    tried.add(due.digest)
             return False
 
     @contextlib.contextmanager
@@ -127,6 +145,7 @@ class Operator:
             str(config.tls.certificate),
             str(config.tls.key),
             None if config.tls.client_ca is None else str(config.tls.client_ca),
+            self._passphrase,
         )
         with contextlib.ExitStack() as stack:
             fleet = Guard(fleet_app(self._relay), audit=audited)
@@ -162,11 +181,12 @@ class Operator:
                 _log.warning("not a node key", site=path.stem, error=type(error).__name__)
         for name, key_bytes in found.items():
             if self._admitted.get(name) != key_bytes:
-                self._relay.admit(key_bytes, name)
+                self._nodes[name] = self._relay.admit(key_bytes, name)
                 _log.info("admitted", site=name)
         for name, key_bytes in self._admitted.items():
             if key_bytes not in found.values():
                 self._relay.dismiss(key_bytes)
+                self._nodes.pop(name, None)
                 _log.info("dismissed", site=name)
         self._admitted = found
 
@@ -189,7 +209,16 @@ class Operator:
                 journal.enqueue(signed, approvals)
                 _log.info("study queued", study=agreed.digest[:12], title=agreed.study.title)
 
-    def _run_study(self, serving: Serving, due: Queued) -> None:
+    def _offering(self, serving: Serving) -> Offering:
+        return Offering(
+            self._config.offers,
+            self._config.studies,
+            self._identity,
+            serving.witnesses,
+            lambda site: self._nodes.get(site),
+        )
+
+    def _run_study(self, serving: Serving, grid: FleetGrid, offering: Offering, due: Queued) -> None:
         """Run one study to its release, or to a named error that the journal keeps."""
         journal = serving.journal
         signed, approvals = journal.agreement(due.digest)
@@ -208,23 +237,35 @@ class Operator:
                 self._metrics.rounds.inc()
                 _log.info("round done", round=record.round_index, attempt=record.attempt, sites=len(record.survivors))
 
-            with self._relay.run() as grid:
-                grid.patience = deadline.patience
-                coordinator = Coordinator(
-                    agreed,
-                    self._identity,
-                    product.start(),
-                    witnesses=serving.witnesses,
-                    on_round=on_round,
-                    conduct=Conduct(
-                        deadline=deadline,
-                        quorum=self._config.quorum,
-                        attendance=_Connected(self._relay, self._stop),
-                        journal=journal.of(due.digest),
-                        board=self._board,
+            grid.patience = deadline.patience
+
+            def between(grid: Grid) -> None:
+                offering.exchange(grid)
+                if self._stop.is_set():
+                    raise ConsiliumError(errors.SERVER_STOPPED, "between two rounds")
+                if self._stopped(due.digest):
+                    raise ConsiliumError(errors.STUDY_STOPPED, due.title)
+
+            coordinator = Coordinator(
+                agreed,
+                self._identity,
+                product.start(),
+                witnesses=serving.witnesses,
+                on_round=on_round,
+                conduct=Conduct(
+                    deadline=deadline,
+                    quorum=self._config.quorum,
+                    attendance=_Connected(self._relay, self._stop),
+                    journal=journal.of(due.digest),
+                    greet=lambda grid, nodes: offering.tell(
+                        grid, nodes, agreed.study, agreed.digest, signed, approvals
                     ),
-                )
-                outcome = coordinator.run(grid)
+                    between=between,
+                    board=self._board,
+                    backbone=lambda: locate(self._config.backbone),
+                ),
+            )
+            outcome = coordinator.run(grid)
             folder = self._config.state / "releases" / due.digest[:16]
             with _whole_or_nothing(folder) as made:
                 product.release(made, outcome.vector, signed, approvals)
@@ -233,10 +274,13 @@ class Operator:
             _log.info("released", study=due.digest[:12], folder=str(folder))
         except ConsiliumError as error:
             _log.error("study stopped", study=due.digest[:12], code=error.code, detail=str(error))
-            if error.code not in (errors.OPERATOR_UNWRITABLE.code, errors.OPERATOR_LOCKED.code):
+            if error.fault not in (errors.OPERATOR_UNWRITABLE, errors.OPERATOR_LOCKED, errors.SERVER_STOPPED):
                 journal.enter(due.digest, State.ABORTED, str(error))
         finally:
             self._current = None
+
+    def _stopped(self, digest: Digest) -> bool:
+        return (self._config.studies / STOPPED / digest[:16]).exists()
 
     def _status(self) -> Mapping[str, object]:
         return {"study": self._current, "admitted": sorted(self._admitted)}
@@ -279,14 +323,28 @@ def _result(outcome: Outcome, digest: Digest) -> Mapping[str, object]:
 def _whole_or_nothing(folder: Path) -> Iterator[Path]:
     """Make a folder elsewhere and put it in its place when it is whole; a crash leaves nothing half done there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    for left in folder.parent.glob(f"{_MAKING}*"):
+        # Of a process that was killed here; the journal lets no other one in.
+        shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=_MAKING, dir=folder.parent))
     try:
         yield made
+        for path in (made, *made.rglob("*")):
+            _sync(path)
         if folder.exists():
             shutil.rmtree(folder)
         os.rename(made, folder)
-        sync_folder(folder.parent)
+        _sync(folder.parent)
     except OSError as error:
         raise ConsiliumError(errors.RELEASE_INVALID, f"{folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or a folder's own entries, on disk before what follows from it is."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

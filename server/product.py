@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from common import backbone as backbones
 from common import errors
 from common.agreement import Approval, SignedStudy
 from common.errors import ConsiliumError
@@ -31,22 +32,23 @@ Produce = Callable[[Study], Product]
 """Makes the product of a study."""
 
 
+def locate(source: Backbone | None) -> Path:
+    """Return the folder of the operator's backbone, which nobody has verified yet; raises CSL-301."""
+    if source is not None and source.package is not None:
+        return backbones.locate_package(source.package)
+    if source is not None and source.folder is not None:
+        return backbones.locate_folder(source.folder)
+    raise ConsiliumError(errors.BACKBONE_MISSING, "server.toml names no [backbone]")
+
+
 class AdapterProduct:
     """The adapter of a study on its verified backbone. Raises CSL-301 to CSL-310 for what does not fit."""
 
     def __init__(self, study: Study, source: Backbone | None) -> None:
-        from common import backbone as backbones
         from common.adapters import attach
         from common.tasks import task_for
 
-        if source is None:
-            raise ConsiliumError(errors.BACKBONE_MISSING, "server.toml names no [backbone]")
-        if source.package is not None:
-            folder = backbones.locate_package(source.package)
-        else:
-            assert source.folder is not None
-            folder = backbones.locate_folder(source.folder)
-        loaded = backbones.load(folder, study.backbone)
+        loaded = backbones.load(locate(source), study.backbone)
         self._model = attach(loaded, study.adapter, task_for(study.task, loaded.tokenizer), study.stream)
 
     def start(self) -> Vector:

@@ -55,9 +55,9 @@ class SqliteWitnesses(SqliteFile):
     wait_seconds  how long to wait for another process that writes
 
     A call that returned is on disk (WAL with ``synchronous = FULL``), and every row carries a SHA-256 that is compared
-    whenever it is read; opening compares all of them. Raises CSL-630 if another process writes for too long, CSL-631 if a byte
-    changed, CSL-632 for another schema, CSL-633 if the disk refuses. The same codes hold for every call; one that
-    raised has changed nothing.
+    whenever it is read; opening compares all of them. Raises CSL-630 if another process writes for too long, CSL-631 if
+    a byte changed, CSL-632 for another schema, CSL-633 if the disk refuses. The same codes hold for every call; one
+    that raised has changed nothing.
     """
 
     def __init__(self, path: Path, *, wait_seconds: float = _WAIT_SECONDS) -> None:

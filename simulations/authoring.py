@@ -6,7 +6,6 @@ the training, so that the Study says everything before anything runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from common.agreement import Agreement, Approval, SignedStudy, countersign, sign, verify_agreement, verify_study
 from common.identity import Identity, SiteId
 from common.privacy.accounting import calibrate_noise
+from common.privacy.bounds import band, clamp
 from common.privacy.concerns import concerns
 from common.secagg import Terms
 from common.study import (
@@ -25,13 +25,10 @@ from common.study import (
     Neighbourhoods,
     Privacy,
     Study,
-    Training,
 )
 from simulations.engines import EntropySource
 from simulations.scenario import Scenario
 
-_BAND_STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
-_CLAMP_DEVIATIONS = 6.0
 _VALID_DAYS = 365
 
 
@@ -65,13 +62,6 @@ class Authored:
         return self.agreement.study
 
 
-def band(units: int) -> int:
-    """Return the public band of a site: its number of units rounded to 1, 1.5, 2, 3, 5, 7 times a power of ten."""
-    power = math.pow(10.0, math.floor(math.log10(max(units, 1))))
-    nearest: float = min((step * power for step in _BAND_STEPS), key=lambda size: abs(size - units))
-    return max(1, round(nearest))
-
-
 def privacy_of(scenario: Scenario) -> Privacy:
     """Return the Study's privacy part, its noise calibrated unless the scenario fixes it; raises CSL-201 or CSL-202."""
     wanted, training, evaluation = scenario.privacy, scenario.training, scenario.evaluation
@@ -96,25 +86,6 @@ def privacy_of(scenario: Scenario) -> Privacy:
         noise=wanted.noise,
         max_charges=charges,
     )
-
-
-def clamp(training: Training, privacy: Privacy, *, smallest_band: int, dimension: int) -> float:
-    """Return a bound that a rotated coordinate of an update leaves about once in 2e9.
-
-    After a random rotation a coordinate of an update is close to normal. Its deviation is that of the noise of all
-    steps plus the update's own norm spread over the vector; six of them are allowed. With Adam a step moves a
-    coordinate by about one learning rate.
-    """
-    steps, rate = training.steps_per_round, training.learning_rate / (1.0 - training.momentum)
-    if training.optimizer == "adam":
-        deviation = rate * steps
-    else:
-        divisor = privacy.sampling_rate * smallest_band
-        noise = privacy.noise_multiplier * privacy.clip_norm / divisor * math.sqrt(steps)
-        # A Poisson batch holds at most about its mean and six deviations; each unit adds at most the clip norm.
-        signal = privacy.clip_norm * steps * (1.0 + 6.0 / math.sqrt(divisor)) / math.sqrt(dimension)
-        deviation = rate * math.hypot(noise, signal)
-    return _CLAMP_DEVIATIONS * deviation
 
 
 def author(

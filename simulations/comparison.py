@@ -16,10 +16,10 @@ from client.training.features import Features
 from client.training.noise import NoiseSource
 from common.adapters import Vector
 from common.identity import SiteId
+from common.privacy.bounds import band
 from common.privacy.plan import PrivacyPlan
 from common.study import Privacy, Training
 from simulations.arms import Learner, Quality, judge, judge_all, train_arm
-from simulations.authoring import band
 from simulations.metrics import Trial, Tuning
 from simulations.preparation import Prepared
 from simulations.progress import Progress

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -40,7 +41,7 @@ from common.link.fleet_app import fleet_app
 from common.link.node import App, NodeLink, Server, client_tls
 from common.link.nodes import node_key_bytes
 from common.link.relay import FleetGrid, Relay
-from server.authority import Authority, Issued
+from server.authority import Authority
 from server.guard import Call, Guard, Limits
 from server.listener import Address, listening, tls_context
 
@@ -59,13 +60,45 @@ class Member:
     tls: ssl.SSLContext
 
 
+@dataclass(frozen=True)
+class Issued:
+    """A certificate with its key, both PEM."""
+
+    certificate: bytes
+    key: bytes
+
+    def write(self, certificate: Path, key: Path) -> None:
+        certificate.write_bytes(self.certificate)
+        key.write_bytes(self.key)
+
+
+class Issuer:
+    """An authority that draws the keys too."""
+
+    def __init__(self, name: str) -> None:
+        self._authority, _ = Authority.create(name)
+        self.certificate = self._authority.certificate
+
+    def server(self, *hosts: str) -> Issued:
+        key = generate_node_key()
+        return _issued(self._authority.server(key.public_key(), *hosts), key)
+
+    def site(self, name: str, *, days: int = 1) -> Issued:
+        key = generate_node_key()
+        return _issued(self._authority.site(key.public_key(), name, days=days), key)
+
+
+def _issued(certificate: bytes, key: ec.EllipticCurvePrivateKey) -> Issued:
+    return Issued(certificate, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
 @dataclass
 class Link:
     """A listener that is up."""
 
     folder: Path
     relay: Relay
-    authority: Authority
+    authority: Issuer
     port: int
     calls: list[Call] = field(default_factory=list)
 
@@ -117,7 +150,7 @@ class Link:
 @contextlib.contextmanager
 def linked(folder: Path, *, limits: Limits = DEFAULT, hold: float = 0.2, head_seconds: float = 10.0) -> Iterator[Link]:
     """Listen as the operator does, with mutual TLS."""
-    relay, authority = Relay(), Authority("tests")
+    relay, authority = Relay(), Issuer("tests")
     server, client_ca = authority.server(HOST), folder / "ca.pem"
     client_ca.write_bytes(authority.certificate)
     server.write(folder / "server.pem", folder / "server.key")

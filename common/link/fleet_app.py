@@ -42,9 +42,9 @@ from common.link.parts import MAX_MESSAGE, MAX_PARTS
 from common.link.relay import Relay
 
 HOLD_SECONDS = 10.0
-_NAME = re.compile(r"[0-9a-f]{64}")
 NODE_HEADER = "x-consilium-node"
 """Set on the response for whoever keeps the audit log in front of this app, which removes it again."""
+_NAME = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger("consilium.link")
 _CALLS: dict[str, type[Message]] = {
     "/v1/fleet/activate-node": ActivateNodeRequest,

@@ -72,10 +72,12 @@ class Server:
     proxy: str | None = None
 
 
-def client_tls(ca: str | None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
+def client_tls(
+    ca: str | None, certificate: str | None = None, key: str | None = None, passphrase: bytes | None = None
+) -> ssl.SSLContext:
     """Return a context that trusts one CA and no other, or the system's where none is named.
 
-    certificate, key  the site's own pair, for a server that asks for one
+    certificate, key  the site's own pair, for a server that asks for one; the key's passphrase, if it is encrypted
     Raises CSL-643 for files that are no certificates.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -86,7 +88,8 @@ def client_tls(ca: str | None, certificate: str | None = None, key: str | None =
         else:
             context.load_verify_locations(ca)
         if certificate is not None:
-            context.load_cert_chain(certificate, key)
+            # Without one, OpenSSL would ask whoever sits at the terminal.
+            context.load_cert_chain(certificate, key, password=passphrase or b"none")
     except (OSError, ssl.SSLError) as error:
         raise ConsiliumError(errors.LINK_TLS, f"{certificate or ca}: {error}") from error
     return context
@@ -122,6 +125,14 @@ class NodeLink:
     def stop(self) -> None:
         """Have :meth:`serve` return, after the request in work."""
         self._stop.set()
+
+    def connect_once(self) -> int:
+        """Connect, and part again; returns the number of the node, raises the coded error of what keeps it away."""
+        try:
+            with self._connected():
+                return self.node
+        except _FAILURES as error:
+            raise _coded(error) from error
 
     def serve(self) -> None:
         """Answer requests until stopped. Raises nothing for a link that is down: it goes on trying."""

@@ -166,12 +166,16 @@ class FleetGrid(Grid):
     """A Flower grid over a :class:`Relay` in the same process.
 
     patience  seconds that a node without a connection is waited for
+
+    Safe from several threads, each with messages of its own.
     """
 
     def __init__(self, relay: Relay, run: Run) -> None:
         super().__init__()
         self._relay, self._state, self._run = relay, relay.state, run
         self.patience = 30.0
+        # Equal parts of two messages are one object of Flower's store, which counts references without a lock of ours.
+        self._store = threading.Lock()
         self.asked_again = 0
 
     def set_run(self, run: Run) -> None:
@@ -257,7 +261,7 @@ class FleetGrid(Grid):
 
     def _push(self, message: Message) -> str:
         state, run = self._state, self._run.run_id
-        with no_object_id_recompute():
+        with self._store, no_object_id_recompute():
             message.metadata.__dict__["_message_id"] = message.object_id
             tree, objects = get_object_tree(message), get_all_nested_objects(message)
             session = state.start_session(run)
@@ -289,11 +293,12 @@ class FleetGrid(Grid):
 
     def _forget(self, name: str) -> None:
         """Drop a message, its reply and what both consist of: a late reply is refused, and nothing piles up."""
-        reply = self._state.message_ins_id_to_message_res_id.get(name)
-        self._state.delete_messages({name})
-        for root in (name, reply):
-            if root is not None:
-                self._state.object_store.delete(root)
+        with self._store:
+            reply = self._state.message_ins_id_to_message_res_id.get(name)
+            self._state.delete_messages({name})
+            for root in (name, reply):
+                if root is not None:
+                    self._state.object_store.delete(root)
 
 
 class _NotYetError(Exception):

@@ -56,14 +56,15 @@ def main(argv: Sequence[str]) -> int:
     """Wait for the sites, run stages, print a line of JSON; takes file, sites, stages, then megabytes to broadcast."""
     config = ServerConfig.load(Path(argv[0]))
     sites, stages, sizes = int(argv[1]), int(argv[2]), [int(size) for size in argv[3:]]
-    identity = read_identity(config.keys.identity, read_passphrase(config.keys.passphrase))
+    passphrase = read_passphrase(config.keys.passphrase)
+    identity = read_identity(config.keys.identity, passphrase)
     signed, approvals = agreements.read(next(config.studies.iterdir()))
     agreed = verify_agreement(signed, approvals, identity.public_key, now=datetime.now(UTC), kind=Kind.SIMULATION)
-    operator = Operator(config, identity, RehearsedProduct, kind=Kind.SIMULATION)
+    operator = Operator(config, identity, RehearsedProduct, kind=Kind.SIMULATION, passphrase=passphrase)
     with operator.serving() as serving, serving.relay.run() as grid:
         operator.enqueue(serving.journal)
         serving.journal.enter(agreed.digest, State.RUNNING)
-        letters = Correspondence(agreed, identity, serving.witnesses)
+        letters = Correspondence(agreed.study, agreed.digest, identity, serving.witnesses)
         stage = Stages(grid, letters, serving.journal.of(agreed.digest))
         while len(list(grid.get_node_ids())) < sites:
             serving.relay.wait(serving.relay.told(), 1.0)

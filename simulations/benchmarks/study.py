@@ -24,12 +24,13 @@ from client.training.features import Features
 from common import backbone as backbones
 from common.adapters import AdaptedModel, attach
 from common.identity import SiteId
+from common.privacy.bounds import band
 from common.privacy.plan import PrivacyPlan
 from common.tasks import Encoded, task_for
 from server.aggregation import server_optimizer
 from simulations import scenario as scenarios
 from simulations.arms import Learner, judge_all, mean_update
-from simulations.authoring import band, privacy_of
+from simulations.authoring import privacy_of
 from simulations.benchmarks._rows import Row, kept, save
 from simulations.cohort import load_sites
 from simulations.engines import EntropySource

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from client.data import Examples, SiteData
@@ -51,7 +52,7 @@ split = "split"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Lay out the consortium, run its processes, say what came out."""
+    """Lay out the consortium, run its processes, say what came out; returns the exit status, 2 for a coded error."""
     parser = argparse.ArgumentParser(prog="make demo-network")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/network"), help="folder to make; what is there is removed"
@@ -59,9 +60,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     chosen = parser.parse_args(argv)
     console = Console(highlight=False)
-    with coded_errors():
-        out = run(chosen.out, chosen.rounds, console)
-        result = json.loads((out / "result.json").read_text())
+    try:
+        with coded_errors():
+            out = run(chosen.out, chosen.rounds, console)
+            result = json.loads((out / "result.json").read_text())
+    except typer.Exit as stopped:
+        return stopped.exit_code
     counts = result["counts"]
     console.print(f"released after {len(result['rounds'])} rounds: {out}")
     if counts is not None:

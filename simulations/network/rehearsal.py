@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from client.config import SiteConfig
+from client.preparing import locate
 from client.run import serve
 from client.site import Workload
+from common import backbone as backbones
 from common.agreement import Agreement, Approval, SignedStudy
 from common.console import coded_errors
 from common.identity import Identity, SiteId
@@ -95,10 +98,12 @@ def rehearsal(
     dimension: int,
     title: str = "A rehearsal",
     spare: int = 50,
+    files: Mapping[str, str] | None = None,
 ) -> Study:
     """Return a study among some sites whose vector has a length; how long stands in its backbone's revision.
 
     spare  charges that may be lost to aborted sums
+    files  the backbone's, with their SHA-256: sites whose file has a [backbone] begin with nothing less
     """
     now = datetime.now(UTC).replace(microsecond=0)
     return Study.from_fields(
@@ -116,7 +121,7 @@ def rehearsal(
                 "revision": str(dimension),
                 "licence": "Apache-2.0",
                 "training_data": "none",
-                "files": {"none.safetensors": "0" * 64},
+                "files": dict(files or {"none.safetensors": "0" * 64}),
             },
             "task": {"labels": ["no", "yes"], "max_tokens": 16},
             "adapter": {"method": "ffa-lora", "rank": 1, "alpha": 1.0, "targets": ["query"], "last_layers": 1},
@@ -142,27 +147,37 @@ def dimension_of(study: Study) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one process of a rehearsal."""
+    """Run one process of a rehearsal; returns its exit status, 2 for a coded error."""
     parser = argparse.ArgumentParser(prog="python -m simulations.network.rehearsal")
     parser.add_argument("side", choices=("operator", "site"))
     parser.add_argument("config", type=Path)
     parser.add_argument("--until-idle", action="store_true")
     chosen = parser.parse_args(argv)
-    with coded_errors():
-        if chosen.side == "site":
-            serve(SiteConfig.load(chosen.config), _rehearsed, kind=Kind.SIMULATION)
-            return 0
-        config = ServerConfig.load(chosen.config)
-        identity = read_identity(config.keys.identity, read_passphrase(config.keys.passphrase))
-        to_stderr()
-        operator = Operator(config, identity, RehearsedProduct, kind=Kind.SIMULATION)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: operator.stop())
-        return 0 if operator.run(until_idle=chosen.until_idle) else 3
+    try:
+        with coded_errors():
+            return _run(chosen.side, chosen.config, until_idle=chosen.until_idle)
+    except typer.Exit as stopped:
+        return stopped.exit_code
+
+
+def _run(side: str, file: Path, *, until_idle: bool) -> int:
+    if side == "site":
+        serve(SiteConfig.load(file), _rehearsed, kind=Kind.SIMULATION)
+        return 0
+    config = ServerConfig.load(file)
+    passphrase = read_passphrase(config.keys.passphrase)
+    identity = read_identity(config.keys.identity, passphrase)
+    to_stderr()
+    operator = Operator(config, identity, RehearsedProduct, kind=Kind.SIMULATION, passphrase=passphrase)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: operator.stop())
+    return 0 if operator.run(until_idle=until_idle) else 3
 
 
 def _rehearsed(config: SiteConfig, agreed: Agreement, identity: Identity) -> Workload:
-    del config, identity
+    del identity
+    if config.backbone is not None:
+        backbones.verify(locate(config, agreed.study.backbone), agreed.study.backbone)
     return Rehearsed(dimension_of(agreed.study))
 
 

@@ -31,9 +31,8 @@ from common.link import node as node_module
 from common.link.inprocess import OPERATOR_NODE, RUN
 from common.link.node import NodeLink, Server, client_tls
 from common.link.parts import MAX_PARTS
-from server.authority import Authority
 from server.listener import Address, listening, tls_context
-from tests.links import FLEET, HOST, PROTOBUF, echo, words
+from tests.links import FLEET, HOST, PROTOBUF, Issuer, echo, words
 
 NODE = 7
 Answer = Callable[[bytes], Protobuf | Response]
@@ -110,7 +109,7 @@ def obliging() -> dict[str, Answer]:
 
 @contextlib.contextmanager
 def hostile_at(folder: Path) -> Iterator[tuple[Hostile, int]]:
-    authority, hostile = Authority("tests"), Hostile()
+    authority, hostile = Issuer("tests"), Hostile()
     folder.mkdir()
     (folder / "ca.pem").write_bytes(authority.certificate)
     authority.server(HOST).write(folder / "server.pem", folder / "server.key")

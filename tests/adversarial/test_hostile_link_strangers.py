@@ -30,9 +30,8 @@ from common.keystore import generate_node_key
 from common.link.fleet_app import PATHS
 from common.link.node import NodeLink, Server
 from common.link.nodes import node_key_bytes
-from server.authority import Authority
 from server.guard import Limits
-from tests.links import HOST, Link, Member, Speaker, ask, asking, echo, linked, signed
+from tests.links import HOST, Issuer, Link, Member, Speaker, ask, asking, echo, linked, signed
 
 PATIENT = Limits(refusals=10_000)
 """Strangers are told the real reason here; how many refusals there are is another test's matter."""
@@ -62,7 +61,7 @@ def state_of(link: Link) -> tuple[object, ...]:
 def test_a_client_without_a_site_certificate_of_this_ca_is_cut_off_in_the_handshake(link: Link, kind: str) -> None:
     issued = {
         "no certificate": None,
-        "of another CA": Authority("tests").site("north"),
+        "of another CA": Issuer("tests").site("north"),
         "of a server": link.authority.server(HOST),
         "expired": link.authority.site("north", days=0),
     }[kind]
@@ -74,7 +73,7 @@ def test_a_client_without_a_site_certificate_of_this_ca_is_cut_off_in_the_handsh
 
 def test_a_site_tells_no_server_of_another_ca_anything(link: Link) -> None:
     site = link.authority.site("north")
-    tls = link.tls(site, Authority("tests").certificate)
+    tls = link.tls(site, Issuer("tests").certificate)
     told: list[ConsiliumError | None] = []
 
     def tell(error: ConsiliumError | None) -> None:

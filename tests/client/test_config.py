@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from client.config import SiteConfig
 from common.errors import ConsiliumError
+from common.identity import fingerprint
+from tests.studies import signed_study
 
 LEAST = """
 site = "north"
@@ -35,7 +37,7 @@ site = "north"
 operator = "{operator}"
 state = "/var/lib/consilium"
 studies = "../studies"
-verified = ["east", "south"]
+verified = {{ east = "0123-4567-89ab-cdef-0123", south = "1123-4567-89ab-cdef-0123" }}
 account = "cardiology"
 threads = 4
 [link]
@@ -93,7 +95,7 @@ def test_the_least_file_has_defaults_below_its_state(folder: Path) -> None:
     assert config.ledger_file == folder / "state" / "ledger.sqlite"
     assert config.ledger.anchor is None
     assert config.egress_file.parent == config.features_folder.parent == folder / "state"
-    assert (config.account, config.threads, config.peers) == ("default", 1, frozenset())
+    assert (config.account, config.threads, config.verified) == ("default", 1, {})
     assert config.data.split.test == 0.2
     assert config.backbone is None
 
@@ -102,7 +104,7 @@ def test_a_whole_file_is_understood(folder: Path) -> None:
     config = load(folder, WHOLE)
     assert config.state == Path("/var/lib/consilium")
     assert config.studies == folder / ".." / "studies"
-    assert config.peers == {"east", "south"}
+    assert set(config.verified) == {"east", "south"}
     assert config.operator_key == bytes.fromhex("5a" * 32)
     assert config.link.server == "[2001:db8::1]:443"
     assert (config.link.ca, config.link.certificate) == (folder / "tls" / "ca.pem", folder / "tls" / "site.pem")
@@ -136,7 +138,7 @@ def test_relative_paths_are_below_the_file_wherever_the_process_goes(
         ('state = "state"', 'state = ""', "state"),
         ('state = "state"', 'state = "a\\u0000b"', "state"),
         ('state = "state"', "state = 1", "state"),
-        ('state = "state"', 'state = "state"\nverified = ["east", "east"]', "verified"),
+        ('state = "state"', 'state = "state"\nverified = { east = "0123" }', "verified.east"),
         ('state = "state"', 'state = "state"\nverified = "east"', "verified"),
         ('state = "state"', 'state = "state"\nthreads = 0', "threads"),
         ('state = "state"', 'state = "state"\nthreads = true', "threads"),
@@ -160,6 +162,8 @@ def test_relative_paths_are_below_the_file_wherever_the_process_goes(
         (', label = "label" }', " }", "data.columns.label"),
         ("[data]", "[backbone]\n[data]", "backbone"),
         ("[data]", '[backbone]\nfolder = "a"\npackage = "b"\n[data]', "backbone"),
+        ("[data]", '[backbone]\nfolder = "a"\nfrom_operator = true\n[data]', "backbone"),
+        ("[data]", "[backbone]\nfrom_operator = false\n[data]", "backbone"),
     ],
 )
 def test_what_is_wrong_is_refused_with_the_fields_name_and_not_its_value(
@@ -199,3 +203,13 @@ def test_any_text_is_read_or_refused_with_a_code(tmp_path_factory: pytest.TempPa
     path.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(ConsiliumError, match=r"CSL-53[01]"):
         SiteConfig.load(path)
+
+
+def test_a_peer_is_verified_by_its_key_and_not_by_its_name(folder: Path) -> None:
+    made = signed_study()
+    first, second, *_ = made.study.roster
+    known = (
+        f'verified = {{ {first.site} = "{fingerprint(first.public_key)}", {second.site} = "0000-0000-0000-0000-0000" }}'
+    )
+    config = load(folder, LEAST.replace('state = "state"', f'state = "state"\n{known}'))
+    assert config.verified_in(made.study) == {first.site_id}

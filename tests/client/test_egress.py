@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from client.egress import Egress, EgressEntry
+from common.chunks import NEED
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.messages import OPERATOR, Envelope, Stage, unseal
@@ -33,7 +34,7 @@ def request(stage: Stage) -> Envelope:
     return Envelope(SIGNED.study.digest, stage, 3, 1, OPERATOR, SITE, {})
 
 
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage is not Stage.IDENTIFY])
+@pytest.mark.parametrize("stage", [stage for stage in Stage if not stage.value.startswith("query.")])
 def test_a_reply_is_signed_bound_to_its_request_and_written_down(stage: Stage) -> None:
     egress, entries = door()
     sealed = egress.release(request(stage), {"secagg": b"x" * 100})
@@ -73,7 +74,7 @@ def test_a_part_that_is_not_listed_or_too_large_stays_inside(stage: Stage, parts
 
 @pytest.mark.parametrize("stage", list(Stage))
 def test_where_the_ledger_ends_leaves_with_every_reply_or_nothing_does(stage: Stage) -> None:
-    parts = {"nonce": b"n" * 32} if stage is Stage.IDENTIFY else {"secagg": b"x"}
+    parts = {Stage.IDENTIFY: {"nonce": b"n" * 32}, Stage.BACKBONE: {NEED: b"n" * 16}}.get(stage, {"secagg": b"x"})
     egress, _ = door()
     assert egress.release(request(stage), parts).parts[LEDGER_PART] == HEAD
     with pytest.raises(ConsiliumError) as caught:
@@ -90,6 +91,21 @@ def test_an_update_is_too_large_for_any_stage_but_its_own() -> None:
     for stage in (Stage.KEYS, Stage.VIEW, Stage.UNMASK, Stage.COUNTS):
         with pytest.raises(ConsiliumError):
             egress.release(request(stage), {"secagg": update})
+
+
+@pytest.mark.parametrize(("stage", "always"), [(Stage.IDENTIFY, {"nonce": b"n" * 32}), (Stage.BACKBONE, {})])
+def test_of_the_backbone_a_place_may_leave_and_nothing_longer(stage: Stage, always: dict[str, bytes]) -> None:
+    egress, entries = door()
+    egress.release(request(stage), always)
+    egress.release(request(stage), {**always, NEED: b"n" * 16})
+    assert [entry.part_bytes.get(NEED) for entry in entries] == [None, 16]
+    for parts in ({NEED: b"n" * 17}, {"secagg": b"x"}, {"chunk": b"x"}):
+        with pytest.raises(ConsiliumError) as caught:
+            egress.release(request(stage), {**always, **parts})
+        assert caught.value.code == "CSL-601"
+    with pytest.raises(ConsiliumError):
+        egress.release(request(Stage.FIT), {"secagg": b"x", NEED: b"n" * 16})
+    assert len(entries) == 2
 
 
 def test_nothing_leaves_when_it_cannot_be_written_down() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flwr.app import Context, RecordDict
 
 from client import preflight, preparing
 from client.config import SiteConfig
+from client.fetching import cache_folder
 from client.ledger import MemoryLedger
 from client.preparing import prepare
 from client.site import Site
@@ -203,6 +205,18 @@ def test_the_backbone_given_wins_over_the_files(
 ) -> None:
     config = site_file(tmp_path, tmp_path / "absent")
     assert prepared(config, signed(), backbone=encoder[0]).dimension > 0
+
+
+def test_a_backbone_from_the_operator_is_loaded_from_where_it_was_kept(
+    tmp_path: Path, encoder: tuple[Path, BackboneManifest], signed: Callable[..., Signed]
+) -> None:
+    folder, manifest = encoder
+    file = site_file(tmp_path, folder).state.parent / "site.toml"
+    file.write_text(file.read_text().replace(f'folder = "{folder}"', "from_operator = true"))
+    config = SiteConfig.load(file)
+    assert refused(lambda: prepared(config, signed())) == "CSL-301"
+    shutil.copytree(folder, cache_folder(config.backbones_folder, manifest))
+    assert prepared(config, signed()).dimension > 0
 
 
 def test_the_log_says_that_the_preflight_passed(

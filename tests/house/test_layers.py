@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "peft", "opacus")
 LIGHT = (
     "common.agreement",
+    "common.chunks",
     "common.errors",
     "common.identity",
     "common.keystore",
@@ -30,6 +31,7 @@ LIGHT = (
     "client.data",
     "client.egress",
     "client.egress_log",
+    "client.fetching",
     "client.ledger",
     "client.outbox",
     "client.preparing",
@@ -39,6 +41,7 @@ LIGHT = (
     "server.aggregation",
     "server.coordinator",
     "server.journal",
+    "server.distribution",
     "server.witnesses",
     "simulations.cli",
     "simulations.metrics",

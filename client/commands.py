@@ -1,0 +1,87 @@
+"""`consilium-client init | join | install | renew`: from an empty folder to a hospital that may connect."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client import enrolment
+from common.console import coded_errors
+from common.identity import fingerprint, parse_public_key
+from common.keystore import read_passphrase
+
+DEFAULT_SOURCE = "env:CONSILIUM_PASSPHRASE"
+Home = Annotated[Path, typer.Option("--home", help="the hospital's folder", envvar="CONSILIUM_HOME")]
+Source = Annotated[
+    str, typer.Option("--passphrase", help="where the keys' passphrase comes from: fd:N, env:NAME or credential:NAME")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")]
+HERE = Path()
+
+
+def init(
+    site: Annotated[str, typer.Option(help="this hospital's short name, as it will stand in rosters")],
+    home: Home = HERE,
+    backbone_package: Annotated[str | None, typer.Option(help="installed package with the backbone")] = None,
+    backbone_folder: Annotated[Path | None, typer.Option(help="folder with the backbone")] = None,
+    passphrase: Source = DEFAULT_SOURCE,
+    json: Json = False,
+) -> None:
+    """Make this hospital's home: identity and keys, which never leave it, and a commented site.toml."""
+    backbone = ""
+    if backbone_package is not None:
+        backbone = f'[backbone]\npackage = "{backbone_package}"\n'
+    elif backbone_folder is not None:
+        backbone = f'[backbone]\nfolder = "{backbone_folder.resolve()}"\n'
+    with coded_errors():
+        shown, file = enrolment.make_home(
+            home,
+            site=site,
+            passphrase=read_passphrase(passphrase),
+            source=passphrase,
+            data="",
+            backbone=backbone,
+        )
+    if json:
+        typer.echo(json_module.dumps({"home": str(home), "site": site, "fingerprint": shown}))
+    else:
+        typer.echo(f"{site} is {shown}; now describe the data in {home / file}, and join a consortium")
+
+
+def join(
+    consortium_file: Annotated[Path, typer.Argument(help="the file that the operator handed out")],
+    band: Annotated[int, typer.Option(help="about how many patients or records there are, rounded; it is public")],
+    home: Home = HERE,
+    passphrase: Source = DEFAULT_SOURCE,
+    json: Json = False,
+) -> None:
+    """Take up a consortium file and write the join request for its operator."""
+    with coded_errors():
+        consortium = enrolment.join(home, consortium_file, band=band, passphrase=read_passphrase(passphrase))
+    shown = fingerprint(parse_public_key(consortium.operator))
+    if json:
+        typer.echo(json_module.dumps({"request": str(home / enrolment.REQUEST), "operator": shown}))
+        return
+    typer.echo(f"{consortium.name}, operator {shown}: have the operator read this out by telephone")
+    typer.echo(f"send {home / enrolment.REQUEST} to the operator, and install what comes back")
+
+
+def install(
+    admission: Annotated[Path, typer.Argument(help="what the operator sent back")],
+    home: Home = HERE,
+    passphrase: Source = DEFAULT_SOURCE,
+) -> None:
+    """Install the certificate that the operator issued, the first or a renewed one."""
+    with coded_errors():
+        until = enrolment.install(home, admission, passphrase=read_passphrase(passphrase))
+    typer.echo(f"this hospital may connect until {until:%Y-%m-%d}")
+
+
+def renew(home: Home = HERE, passphrase: Source = DEFAULT_SOURCE) -> None:
+    """Ask for a new certificate, with a new key; the old one works until the new one is installed."""
+    with coded_errors():
+        request = enrolment.renew(home, passphrase=read_passphrase(passphrase))
+    typer.echo(f"send {request} to the operator, and install what comes back")

@@ -1,0 +1,249 @@
+"""From an operator's draft to a signed study: what the draft leaves open is worked out, and everything is checked.
+
+The draft is a TOML file like the Study itself, shorter: sites by name, a noise that is calibrated to the epsilon unless
+it is given, a clamp that follows from the training, the backbone as the server has it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tomllib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from common import errors
+from common.errors import ConsiliumError
+from common.identity import PublicKey
+from common.privacy.accounting import calibrate_noise
+from common.privacy.bounds import clamp
+from common.secagg.terms import Terms
+from common.study import (
+    AdapterSpec,
+    BackboneManifest,
+    Evaluation,
+    Kind,
+    Line,
+    Name,
+    Part,
+    Privacy,
+    Purpose,
+    Study,
+    TextClassification,
+    Training,
+    TrainingNoise,
+    Unit,
+    validate,
+)
+from server.config import Backbone
+from server.enrolment import Admitted
+
+
+class DraftPrivacy(Part):
+    """The guarantee to be reached; the noise is calibrated to it unless it is given."""
+
+    unit: Unit = Unit.PATIENT
+    max_records_per_unit: int = Field(default=1, ge=1, le=10_000)
+    epsilon: float = Field(gt=0)
+    delta: float = Field(gt=0, lt=0.1)
+    sampling_rate: float = Field(gt=0, le=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    noise_multiplier: float | None = Field(default=None, gt=0)
+    noise: TrainingNoise = TrainingNoise.GAUSSIAN
+    max_charges: int | None = Field(default=None, ge=1)
+
+
+class DraftAggregation(Part):
+    """As in the Study; ``clamp`` is derived from the training where it is not given."""
+
+    bits: int = 16
+    clamp: float | None = Field(default=None, gt=0)
+    minimum_cohort: int = Field(default=3, ge=2)
+    max_share: float = Field(default=0.9, gt=0, le=1)
+
+
+class DraftBackbone(Part):
+    """What the server's files do not say of themselves: needed unless the backbone is a known package."""
+
+    licence: Line | None = None
+    training_data: Line | None = None
+
+
+class Draft(Part):
+    """A study that is being written. ``sites`` are names of admitted sites; all of them where not given."""
+
+    title: Line
+    valid_days: int = Field(default=180, ge=1, le=3650)
+    sites: Annotated[tuple[Name, ...], Field(max_length=255)] = ()
+    purpose: Purpose
+    backbone: DraftBackbone = DraftBackbone()
+    task: TextClassification
+    adapter: AdapterSpec = AdapterSpec()
+    training: Training
+    privacy: DraftPrivacy
+    evaluation: Evaluation = Evaluation()
+    aggregation: DraftAggregation = DraftAggregation()
+
+
+def read(path: Path) -> Draft:
+    """Read a draft; raises CSL-101 or CSL-102 with the name of the wrong field."""
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConsiliumError(errors.STUDY_UNREADABLE, f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConsiliumError(errors.STUDY_UNREADABLE, f"{path}: {error}") from error
+    return validate(Draft, fields, errors.STUDY_INVALID)
+
+
+def finish(
+    draft: Draft,
+    *,
+    operator: PublicKey,
+    admitted: Sequence[Admitted],
+    source: Backbone | None,
+    now: datetime | None = None,
+) -> Study:
+    """Work out a draft's study, ready to be signed.
+
+    source  where the server has the backbone
+    Raises CSL-122 for a site that is not admitted, CSL-2xx for a guarantee that cannot be reached, CSL-3xx for the
+    backbone and the adapter, CSL-404 where not even all sites together could open a sum, CSL-102.
+    """
+    from common.adapters import attach
+    from common.backbone import load
+    from common.tasks import task_for
+    from server.product import locate
+
+    roster = _roster(draft, admitted)
+    folder = locate(source)
+    manifest = _manifest(draft, source, folder)
+    stream = secrets.token_hex(32)
+    loaded = load(folder, manifest)
+    dimension = attach(loaded, draft.adapter, task_for(draft.task, loaded.tokenizer), stream).dimension
+    privacy = _privacy(draft)
+    smallest = min(int(str(member["band"])) for member in roster)
+    moment = (now or datetime.now(UTC)).replace(microsecond=0)
+    study = Study.from_fields(
+        {
+            "kind": Kind.DEPLOYMENT.value,
+            "title": draft.title,
+            "operator": operator.hex(),
+            "created": _stamp(moment),
+            "expires": _stamp(moment + timedelta(days=draft.valid_days)),
+            "stream": stream,
+            "purpose": draft.purpose.model_dump(mode="json"),
+            "backbone": manifest.model_dump(mode="json"),
+            "task": draft.task.model_dump(mode="json"),
+            "adapter": draft.adapter.model_dump(mode="json"),
+            "training": draft.training.model_dump(mode="json"),
+            "privacy": privacy.model_dump(mode="json"),
+            "evaluation": draft.evaluation.model_dump(mode="json"),
+            "aggregation": {
+                **draft.aggregation.model_dump(mode="json"),
+                "clamp": draft.aggregation.clamp
+                or clamp(draft.training, privacy, smallest_band=smallest, dimension=dimension),
+            },
+            "roster": roster,
+        }
+    )
+    _check_feasible(study, dimension)
+    return study
+
+
+def _roster(draft: Draft, admitted: Sequence[Admitted]) -> list[Mapping[str, object]]:
+    known = {site.site: site for site in admitted}
+    names = draft.sites or tuple(known)
+    for name in names:
+        if name not in known:
+            raise ConsiliumError(errors.IDENTITY_UNKNOWN, f"{name} is not admitted")
+    return [{"site": name, "key": known[name].identity, "band": known[name].band} for name in sorted(set(names))]
+
+
+def _manifest(draft: Draft, source: Backbone | None, folder: Path) -> BackboneManifest:
+    from common import backbone as backbones
+
+    if source is not None and source.package == backbones.MINILM_PACKAGE:
+        return backbones.MINILM
+    licence, training_data = draft.backbone.licence, draft.backbone.training_data
+    if licence is None or training_data is None:
+        raise ConsiliumError(errors.STUDY_INVALID, "backbone.licence and backbone.training_data: the study states them")
+    name = folder.name if source is None or source.package is None else source.package
+    return backbones.describe(
+        folder, name=name, source=name, revision="as hashed", licence=licence, training_data=training_data
+    )
+
+
+def _privacy(draft: Draft) -> Privacy:
+    wanted, training, evaluation = draft.privacy, draft.training, draft.evaluation
+    charges = wanted.max_charges or training.rounds + max(2, training.rounds // 10)
+    sigma = wanted.noise_multiplier or calibrate_noise(
+        epsilon=wanted.epsilon,
+        delta=wanted.delta,
+        sampling_rate=wanted.sampling_rate,
+        steps=charges * training.steps_per_round,
+        evaluation_noise_multiplier=evaluation.noise_multiplier,
+        evaluation_releases=evaluation.releases,
+        noise=wanted.noise,
+    )
+    fields = wanted.model_dump() | {"noise_multiplier": sigma, "max_charges": charges}
+    return Privacy.model_validate(fields)
+
+
+def _check_feasible(study: Study, dimension: int) -> None:
+    from common.payloads import vector_encoding
+
+    terms = Terms.from_study(study)
+    terms.check_survivors(terms.roster, terms.roster)
+    for site in terms.roster:
+        terms.check_own(site, terms.roster, terms.roster, terms.roster)
+    vector_encoding(study, dimension)
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+TEMPLATE = """\
+# A study in the making. consilium-server study sign works out what is left open here.
+title = "{title}"
+valid_days = 180
+sites = [{sites}]
+
+[purpose]
+duo = ["DUO:0000042"]            # GA4GH data use: general research use
+statement = "What the adapter is for, in a sentence that an ethics board can read."
+
+[task]
+labels = ["no", "yes"]
+label_texts = ["A note without the finding.", "A note with the finding."]
+max_tokens = 128
+
+[adapter]
+method = "ffa-lora"              # or head-only, lora, ia3, bitfit, layer-norm, bottleneck
+rank = 4
+last_layers = 2
+
+[training]
+rounds = 25
+steps_per_round = 1
+learning_rate = 1.0
+server_optimizer = "fedadam"
+server_learning_rate = 0.4
+micro_batch = 32
+
+[privacy]
+unit = "patient"
+max_records_per_unit = 2
+epsilon = 8.0                    # the noise is calibrated to it
+delta = 1e-5
+sampling_rate = 0.5
+clip_norm = 0.5
+
+# [backbone]                     # needed for a folder of your own
+# licence = "Apache-2.0"
+# training_data = "What it was pretrained on."
+"""
