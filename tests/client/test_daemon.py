@@ -131,7 +131,7 @@ def test_a_hospitals_own_daemon_refuses_a_simulation(hospital: Hospital) -> None
 
 def test_an_approval_that_is_missing_is_enough_to_refuse(hospital: Hospital) -> None:
     study, daemon = hospital.study("one"), hospital.daemon()
-    file = hospital.config.studies / "one" / "signatures.json"
+    file = hospital.config.studies / study.digest[:16] / "signatures.json"
     file.write_text(file.read_text().replace("site-3", "site-9"))
     assert not hospital.ask(daemon, study)
     assert hospital.made == []
@@ -153,9 +153,9 @@ def test_another_study_takes_the_place_of_the_one_in_work_and_gives_it_back(hosp
 
 def test_a_folder_that_is_no_study_keeps_no_other_from_running(hospital: Hospital) -> None:
     study, daemon = hospital.study("zebra"), hospital.daemon()
-    for name, content in (("a", b"{"), ("b", b""), ("c", b"\xff" * 100)):
+    for name, content in (("!a", b"{"), ("!b", b""), ("!c", b"\xff" * 100)):
         broken = hospital.config.studies / name
-        shutil.copytree(hospital.config.studies / "zebra", broken)
+        shutil.copytree(hospital.config.studies / study.digest[:16], broken)
         (broken / "study.json").write_bytes(content)
     assert hospital.ask(daemon, study)
     daemon.close()

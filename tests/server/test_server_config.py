@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import stat
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ from starlette.responses import Response
 
 from common import errors
 from common.errors import ConsiliumError, Fault
-from server.authority import Authority
 from server.config import ServerConfig
 from server.listener import Address, listening, tls_context
+from tests.links import Issuer
 
 GOOD = {
     "state": '"state"',
@@ -83,7 +82,7 @@ def test_a_file_that_is_not_there_or_no_toml_is_said(tmp_path: Path) -> None:
 
 
 def test_a_certificate_is_for_a_server_or_a_site_and_never_for_signing_others() -> None:
-    authority = Authority("tests")
+    authority = Issuer("tests")
     root = x509.load_pem_x509_certificate(authority.certificate)
     for issued, purpose in (
         (authority.server("127.0.0.1", "operator.example"), ExtendedKeyUsageOID.SERVER_AUTH),
@@ -99,26 +98,16 @@ def test_a_certificate_is_for_a_server_or_a_site_and_never_for_signing_others() 
 
 
 def test_a_servers_names_are_addresses_and_hosts() -> None:
-    issued = Authority("tests").server("127.0.0.1", "operator.example")
+    issued = Issuer("tests").server("127.0.0.1", "operator.example")
     certificate = x509.load_pem_x509_certificate(issued.certificate)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
     assert names.get_values_for_type(x509.DNSName) == ["operator.example"]
 
 
-def test_a_key_is_written_for_its_owner_alone_and_never_over_another(tmp_path: Path) -> None:
-    issued = Authority("tests").site("north")
-    issued.write(tmp_path / "site.pem", tmp_path / "site.key")
-    assert stat.S_IMODE((tmp_path / "site.key").stat().st_mode) == 0o600
-    with pytest.raises(FileExistsError):
-        Authority("tests").site("north").write(tmp_path / "site.pem", tmp_path / "site.key")
-    assert (tmp_path / "site.key").read_bytes() == issued.key
-    assert (tmp_path / "site.pem").read_bytes() == issued.certificate
-
-
 @pytest.mark.parametrize("broken", ["certificate", "key", "client_ca", "another key"])
 def test_files_that_are_no_certificates_are_said_before_anything_listens(tmp_path: Path, broken: str) -> None:
-    authority = Authority("tests")
+    authority = Issuer("tests")
     authority.server("127.0.0.1").write(tmp_path / "certificate", tmp_path / "key")
     (tmp_path / "client_ca").write_bytes(authority.certificate)
     if broken == "another key":
