@@ -12,6 +12,7 @@ from client import commands
 from client.check import check
 from client.ledger.cli import app as ledger
 from client.run import run
+from client.status import egress, status
 
 app = typer.Typer(
     name="consilium-client",
@@ -25,6 +26,8 @@ app.add_typer(ledger, name="ledger")
 for _command in (commands.init, commands.join, commands.install, commands.renew):
     app.command()(_command)
 app.command()(check)
+app.command()(status)
+app.command()(egress)
 app.command()(run)
 
 
