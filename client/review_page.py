@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.review import Verdict
+from common.console import printable
 from common.privacy.statement import rounded_up
 
 _LONG = 40
@@ -22,13 +23,15 @@ def page(verdict: Verdict) -> RenderableType:
     head = Table.grid(expand=True)
     head.add_column(ratio=1, overflow="fold")
     head.add_column(justify="right", no_wrap=True)
-    head.add_row(Text(verdict.title, style="bold"), Text(said, style="bold green" if allowed else "bold red"))
+    head.add_row(
+        Text(printable(verdict.title), style="bold"), Text(said, style="bold green" if allowed else "bold red")
+    )
     body = Table.grid(padding=(0, 2), pad_edge=False)
     body.add_column(style="bold", no_wrap=True)
     body.add_column(overflow="fold")
     for heading, lines in _SECTIONS.items():
         for place, line in enumerate(lines(verdict)):
-            body.add_row("" if place else heading, line)
+            body.add_row("" if place else heading, Text(printable(line.plain), style=line.style))
     return Group(head, body)
 
 
