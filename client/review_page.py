@@ -49,7 +49,7 @@ def _purpose_lines(verdict: Verdict) -> Iterator[Text]:
 def _backbone_lines(verdict: Verdict) -> Iterator[Text]:
     line = verdict.backbone
     size = "not on this machine" if line.megabytes is None else f"{line.megabytes:.1f} MB here"
-    yield Text(f"{line.name}, revision {line.revision}, from {line.source}; {line.files} files, {size}")
+    yield Text(f"{line.name}, revision {line.revision}, from {line.source}; {line.files} file(s), {size}")
     yield Text(f"licence {line.licence}; trained on: {line.training_data}")
 
 
@@ -98,7 +98,7 @@ def _cohort_lines(verdict: Verdict) -> Iterator[Text]:
         yield Text(f"this site would not take part yet: {line.obstacle}", style="yellow")
     for peer in line.peers:
         yield Text(
-            f"{peer.fingerprint}  {peer.standing:<12}  {peer.site}, {peer.band:,}",
+            f"{peer.fingerprint}  {peer.standing:<12}  {peer.site}, band {peer.band:,}",
             style="yellow" if peer.standing == "not verified" else "",
         )
 

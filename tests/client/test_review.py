@@ -16,7 +16,9 @@ from client.review import Verdict, differences, review
 from client.review_page import page
 from common.identity import fingerprint
 from common.privacy.plan import PrivacyPlan
+from tests.encoders import write_encoder
 from tests.hospitals import EPSILON, SITE, WORKED, Hospital, hospital
+from tests.policies import OPEN
 from tests.studies import NOW, Signed, signed_study
 
 PAGE = """\
@@ -26,9 +28,9 @@ Study      {digest} (offered)
            until 2099-01-01T00:00:00Z; for software >=0.1,<0.2, here is 0.1.0
 Purpose    DUO:0000007 DS, disease specific research
            “tests”
-Backbone   tiny, revision 1, from tests; 1 files, not on this machine
+Backbone   tiny, revision 1, from tests; 1 file(s), not on this machine
            licence Apache-2.0; trained on: none: random weights
-Travels    ffa-lora, rank 2 on query, value of the last 1 layers, and the task's head
+Travels    ffa-lora, rank 2 on query, value of the last 1 layer(s), and the task's head
            3 rounds of 2 steps, 4 charges allowed; 1 evaluation(s)
            1,000 coordinates in 16 bits: 0.00 MB up, 0.00 MB down in each round
 Privacy    each record: epsilon {epsilon} recomputed here, 8 stated; delta 1e-05
@@ -72,7 +74,7 @@ def test_the_page_at_a_hundred_columns(made: Hospital) -> None:
     assert lines[: len(top)] == top
     text = "\n".join(lines)
     for site, standing in zip(keys, ("this site", "verified", "verified", "not verified"), strict=True):
-        assert f"{keys[site]}  {standing:<12}  {site}, 100" in text
+        assert f"{keys[site]}  {standing:<12}  {site}, band 100" in text
     assert lines[-2:] == ["Differs    no other study may run here", "Forbidden  none"]
     assert len(lines) <= 60
     assert max(map(len, lines)) <= 100
@@ -168,3 +170,22 @@ def test_what_people_should_hear_is_on_the_page(made: Hospital) -> None:
     loud = signed_study(4, **WORKED, privacy={"sampling_rate": 1.0, "noise_multiplier": 5.0, "epsilon": 8.0})
     made.offer(loud)
     assert "SAMPLING: every unit is in every step" in "\n".join(printed(verdict(made, loud), 200))
+
+
+def test_what_travels_is_counted_on_the_model_where_it_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    manifest = write_encoder(folder)
+    signed = signed_study(4, **WORKED, backbone=manifest.model_dump(mode="json"))
+    made = hospital(tmp_path / "home", signed, policy=f'{OPEN}[backbone]\nfolder = "{folder}"\n')
+    made.offer(signed)
+    arguments = ["study", "review", signed.study.digest, "--home", str(made.home), "--json"]
+    without, counted = (json.loads(CliRunner().invoke(app, [*arguments, *more]).stdout) for more in ([], ["--model"]))
+    assert without["travels"]["coordinates"] is None
+    coordinates = counted["travels"]["coordinates"]
+    assert coordinates > 0
+    assert counted["travels"]["megabytes_up"] == pytest.approx(2 * coordinates / 1e6)
+    assert counted["travels"]["megabytes_down"] == pytest.approx(4 * coordinates / 1e6)
+    assert counted["backbone"]["megabytes"] == pytest.approx(
+        sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    )

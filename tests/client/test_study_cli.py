@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -141,6 +142,19 @@ def test_who_withdraws_takes_no_part_any_more_even_in_a_study_that_is_open(made:
     assert not shelf.is_running(made.config.studies, digest)
     daemon.close()
     assert ask(daemon, made.signed).has_error()
+
+
+def test_a_crash_while_withdrawing_leaves_nothing_that_runs(made: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.agree(made.signed)
+
+    def killed(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    run(made, "study", "withdraw", made.signed.study.digest, "--yes")
+    assert state(made) == "withdrawn"
+    assert ask(made.daemon(), made.signed).has_error()
+    assert made.spent() == 0
 
 
 def test_a_study_that_was_only_ever_run_here_is_withdrawn_and_may_be_approved_again(made: Hospital) -> None:
