@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from client import commands
+from client import backup, commands
 from client.check import check
 from client.ledger.cli import app as ledger
 from client.run import run
@@ -26,6 +26,8 @@ for _command in (commands.init, commands.join, commands.install, commands.renew)
     app.command()(_command)
 app.command()(check)
 app.command()(run)
+app.command()(backup.backup)
+app.command()(backup.restore)
 
 
 def main() -> None:

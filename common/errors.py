@@ -101,6 +101,15 @@ KEY_UNWRITABLE = Fault(
 PASSPHRASE_SOURCE = Fault(
     "CSL-155", "keystore", "no passphrase comes from there", "give one of 1 to 1,023 bytes by the source named"
 )
+BACKUP_INVALID = Fault(
+    "CSL-160",
+    "backup",
+    "the passphrase is wrong, or the file is not the backup that was written",
+    "give the passphrase that the keys had then; else take another backup",
+)
+BACKUP_UNWRITABLE = Fault(
+    "CSL-161", "backup", "a backup, or what belongs into it, cannot be read or written", "free space and check who may"
+)
 
 # 2xx  privacy, ledger ----------------------------------------------------------------------------------------------
 PRIVACY_PARAMETER = Fault("CSL-201", "privacy", "a privacy parameter is out of range", "correct the value named")

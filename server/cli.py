@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from common.console import coded_errors
-from server import commands, study_cli
+from server import backup, commands, study_cli
 from server.config import ServerConfig
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def run(
         raise typer.Exit(UNFINISHED)
 
 
-for _command in (commands.init, commands.admit, commands.remove, commands.sites):
+for _command in (commands.init, commands.admit, commands.remove, commands.sites, backup.backup, backup.restore):
     app.command()(_command)
 app.add_typer(study_cli.app, name="study")
 
