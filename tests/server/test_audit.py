@@ -39,10 +39,12 @@ def test_a_renamed_log_is_followed_by_a_new_one_and_no_line_is_lost(tmp_path: Pa
 def test_lines_of_several_threads_survive_rotation(tmp_path: Path) -> None:
     path, each = tmp_path / "audit.jsonl", 200
     with AuditLog(path) as log:
-        threads = [
-            threading.Thread(target=lambda first=first: [log(call(first + n)) for n in range(each)])  # type: ignore[misc]
-            for first in (0, each, 2 * each)
-        ]
+
+        def write(first: int) -> None:
+            for number in range(first, first + each):
+                log(call(number))
+
+        threads = [threading.Thread(target=write, args=(first,)) for first in (0, each, 2 * each)]
         for thread in threads:
             thread.start()
         turns = 0
