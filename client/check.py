@@ -61,7 +61,9 @@ def check(
     operator: Annotated[str, typer.Option(help="the operator's public key, 64 hex digits, as compared by telephone")],
     backbone: Annotated[Path | None, typer.Option(help="folder of the backbone's files")] = None,
     ledger: Annotated[Path | None, typer.Option(help="the ledger's file", envvar="CONSILIUM_LEDGER")] = None,
-    anchor: Annotated[Path | None, typer.Option(help="its anchor; default: beside it")] = None,
+    anchor: Annotated[
+        Path | None, typer.Option(help="its anchor; default: beside it", envvar="CONSILIUM_LEDGER_ANCHOR")
+    ] = None,
     account: Annotated[str, typer.Option(help="the account that would pay")] = "default",
     json: Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")] = False,
 ) -> None:
