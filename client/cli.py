@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from client import commands, study_cli
+from client import backup, commands, study_cli
 from client.check import check
 from client.ledger.cli import app as ledger
 from client.run import run
@@ -30,6 +30,8 @@ app.command()(check)
 app.command()(status)
 app.command()(egress)
 app.command()(run)
+app.command()(backup.backup)
+app.command()(backup.restore)
 
 
 def main() -> None:

@@ -118,6 +118,15 @@ STUDY_UNKNOWN = Fault(
     "CSL-163", "study", "no study here is so named", "see consilium-client study list, and give more digits"
 )
 STUDY_UNWRITABLE = Fault("CSL-164", "study", "a file of a study cannot be written", "check who may write there")
+BACKUP_INVALID = Fault(
+    "CSL-170",
+    "backup",
+    "the passphrase is wrong, or the file is not the backup that was written",
+    "give the passphrase that the keys had then; else take another backup",
+)
+BACKUP_UNWRITABLE = Fault(
+    "CSL-171", "backup", "a backup, or what belongs into it, cannot be read or written", "free space and check who may"
+)
 
 # 2xx  privacy, ledger ----------------------------------------------------------------------------------------------
 PRIVACY_PARAMETER = Fault("CSL-201", "privacy", "a privacy parameter is out of range", "correct the value named")

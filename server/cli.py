@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from common.console import coded_errors
-from server import commands, study_cli
+from server import backup, commands, study_cli
 from server.config import ServerConfig
 
 app = typer.Typer(
@@ -67,6 +67,8 @@ for _command in (
     commands.sites,
     commands.doctor,
     commands.release,
+    backup.backup,
+    backup.restore,
 ):
     app.command()(_command)
 app.add_typer(study_cli.app, name="study")

@@ -35,6 +35,7 @@ _SPELLINGS = {
     "bsd license": "BSD-3-Clause",
     "bsd 2-clause license": "BSD-2-Clause",
     "3-clause bsd license": "BSD-3-Clause",
+    "bsd 3-clause license": "BSD-3-Clause",
     "bsd, public domain": "BSD-2-Clause AND LicenseRef-Public-Domain",
     "public domain": "LicenseRef-Public-Domain",
     "isc license": "ISC",
