@@ -10,6 +10,7 @@ import typer
 
 from client import commands
 from client.check import check
+from client.data_cli import app as data
 from client.ledger.cli import app as ledger
 from client.run import run
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(ledger, name="ledger")
+app.add_typer(data, name="data")
 for _command in (commands.init, commands.join, commands.install, commands.renew):
     app.command()(_command)
 app.command()(check)

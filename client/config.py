@@ -296,6 +296,11 @@ class SiteConfig(Part):
         return self.state / "egress.jsonl"
 
     @property
+    def data_report_file(self) -> Path:
+        """Where the last report of the data is."""
+        return self.state / "data-report.json"
+
+    @property
     def backbones_folder(self) -> Path:
         """Where backbones from the operator are kept."""
         return self.state / "backbones"

@@ -117,6 +117,8 @@ def _fenced(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             "allow_community_extensions = false",
             "python_enable_replacements = false",
             "temp_directory = ''",
+            # It would be drawn on stdout, which commands keep for their result.
+            "enable_progress_bar = false",
             f"allowed_directories = ['{str(folder).replace(chr(39), chr(39) * 2)}/']",
             "enable_external_access = false",
             "lock_configuration = true",
