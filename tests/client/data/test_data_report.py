@@ -158,7 +158,7 @@ columns = [
 ]
 rows = "SELECT " + ", ".join(columns) + " FROM range(5000000) t(i)"
 duckdb.connect().execute("COPY (" + rows + ") TO '{tmp_path}/notes.parquet'")
-"""
+"""  # noqa: S608
     subprocess.run([sys.executable, "-c", program], check=True)
     read = f"""
 import resource
