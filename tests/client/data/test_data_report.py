@@ -160,18 +160,17 @@ rows = "SELECT " + ", ".join(columns) + " FROM range(5000000) t(i)"
 duckdb.connect().execute("COPY (" + rows + ") TO '{tmp_path}/notes.parquet'")
 """  # noqa: S608
     subprocess.run([sys.executable, "-c", program], check=True)
-    read = f"""
-import resource
-from pathlib import Path
-from client.config import Data, DataColumns
+    read = """
+import resource, sys
+from client.config import Data
 from client.data_report import make_report
-columns = DataColumns(text="note", label="label", unit="patient")
-data = Data(folder="{tmp_path}", query="FROM 'notes.parquet'", columns=columns)
-report = make_report(data, lambda unit, text: "train")
+report = make_report(Data.model_validate_json(sys.argv[1]), lambda unit, text: "train")
 print(report.rows, report.kept.records, report.kept.units, report.sides["train"].units)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
-    result = subprocess.run([sys.executable, "-c", read], check=True, capture_output=True, text=True)
+    columns = {"text": "note", "label": "label", "unit": "patient"}
+    data = json.dumps({"folder": str(tmp_path), "query": "FROM 'notes.parquet'", "columns": columns})
+    result = subprocess.run([sys.executable, "-c", read, data], check=True, capture_output=True, text=True)
     figures, peak = result.stdout.splitlines()
     assert figures == "5000000 5000000 1666667 1666667"
     assert int(peak) < 1_000_000_000

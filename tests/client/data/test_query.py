@@ -92,6 +92,27 @@ def test_a_file_of_the_same_name_in_the_working_directory_is_not_read(
         "",
         "-- nothing",
         "EXPLAIN ANALYZE SELECT 1",
+        "UPDATE t SET note = 1",
+        "DROP TABLE t",
+        "COPY t FROM 'deep/notes.csv'",
+        "IMPORT DATABASE 'deep'",
+        "CREATE SECRET s (TYPE http)",
+        "CREATE MACRO m() AS 1",
+        "SET VARIABLE v = 1",
+        "PREPARE p AS SELECT 1",
+        "BEGIN",
+        "CHECKPOINT",
+        "VACUUM",
+        "USE memory",
+        "FROM glob('*')",
+        "FROM sniff_csv('deep/notes.csv')",
+        "FROM read_blob('deep/notes.csv')",
+        "FROM parquet_metadata('deep/notes.csv')",
+        "FROM duckdb_extensions()",
+        "FROM duckdb_settings()",
+        "FROM pragma_version()",
+        "FROM sqlite_scan('deep/notes.csv', 't')",
+        "FROM postgres_query('host=example.com', 'SELECT 1')",
     ],
 )
 def test_whatever_is_not_one_reading_select_is_refused(sql: str, folder: Path) -> None:
@@ -111,6 +132,12 @@ def test_whatever_is_not_one_reading_select_is_refused(sql: str, folder: Path) -
         "FROM 'https://example.com/notes.csv'",
         "FROM read_parquet('s3://bucket/notes.parquet')",
         "FROM 'hf://datasets/some/notes.csv'",
+        "FROM read_json('../outside.csv')",
+        "FROM read_ndjson_objects('/proc/self/environ')",
+        "FROM read_text('/proc/self/cwd/../outside.csv')",
+        "FROM 'deep/../link.csv'",
+        "SELECT (SELECT content FROM read_text('../outside.csv')) AS note",
+        "FROM '../*.csv'",
     ],
 )
 def test_what_lies_outside_the_data_folder_is_out_of_reach(sql: str, folder: Path) -> None:
@@ -146,6 +173,10 @@ def test_sql_that_cannot_run_says_so_in_one_line(sql: str, folder: Path) -> None
         read(sql, folder, "note")
     assert caught.value.code == "CSL-501"
     assert "\n" not in str(caught.value)
+
+
+def test_the_environment_is_not_a_column(folder: Path) -> None:
+    assert code_of("SELECT getenv('PATH') AS note", folder) == "CSL-501"
 
 
 def test_variables_of_this_program_are_not_tables(folder: Path) -> None:
