@@ -75,5 +75,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,ray,postgres]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,ray,postgres,data]'
 	@touch $@

@@ -10,6 +10,7 @@ import typer
 
 from client import backup, commands, study_cli
 from client.check import check
+from client.data_cli import app as data
 from client.ledger.cli import app as ledger
 from client.run import run
 from client.status import egress, status
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(ledger, name="ledger")
 app.add_typer(study_cli.app, name="study")
+app.add_typer(data, name="data")
 for _command in (commands.init, commands.join, commands.install, commands.renew, study_cli.verify):
     app.command()(_command)
 app.command()(check)
