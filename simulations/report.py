@@ -15,14 +15,15 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from common import errors
+from common import errors, figures
 from common.errors import ConsiliumError
+from common.figures import Bar, Mark, Panel, Row, clean, percent
+from common.pages import both, drawn, environment
 from common.study import Study, Unit
-from simulations import figures, findings
-from simulations.figures import Bar, Mark, Panel, Row, clean, percent
+from simulations import findings
 from simulations.metrics import SITE_FIGURES, Metrics, SiteMetrics
 from simulations.outputs import save
-from simulations.pages import Style, both, drawn, environment, sheet
+from simulations.pages import TEMPLATES, Style, sheet
 
 MOST_ROWS = 60
 """Sites drawn in one figure; of more, those that gain most and least."""
@@ -159,7 +160,7 @@ def small(value: float) -> str:
 
 
 def _templates() -> Environment:
-    templates = environment()
+    templates = environment(TEMPLATES)
     templates.filters.update(
         percent=percent, signed=findings.signed, size=size, duration=duration, small=small,
         epsilon=findings.epsilon_text, gain=findings.site_gain, count=lambda value: f"{value:,}",

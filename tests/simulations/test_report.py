@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConsiliumError
+from common.figures import percent
 from common.privacy.statement import statement
 from common.study import Study
 from simulations import findings
-from simulations.figures import percent
 from simulations.metrics import Metrics
 from simulations.pages import TEMPLATES
 from simulations.report import duration, render, size, small, statement_blocks, write_report
