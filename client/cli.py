@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import typer
 
-from client import commands
+from client import commands, study_cli
 from client.check import check
 from client.ledger.cli import app as ledger
 from client.run import run
+from client.status import egress, status
 
 app = typer.Typer(
     name="consilium-client",
@@ -22,9 +23,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(ledger, name="ledger")
-for _command in (commands.init, commands.join, commands.install, commands.renew):
+app.add_typer(study_cli.app, name="study")
+for _command in (commands.init, commands.join, commands.install, commands.renew, study_cli.verify):
     app.command()(_command)
 app.command()(check)
+app.command()(status)
+app.command()(egress)
 app.command()(run)
 
 

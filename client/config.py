@@ -14,6 +14,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from client.policy import Policy
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import PublicKey, SiteId, fingerprint, parse_public_key
@@ -174,6 +175,7 @@ class SiteConfig(Part):
     verified  the fingerprints of peers' keys that were compared out of band, by name (RULES 3)
     account   the patient population that the ledger charges
     threads   of the arithmetic
+    policy    what a study must be for this site to take part; without it nothing is allowed
     """
 
     site: Name
@@ -188,6 +190,7 @@ class SiteConfig(Part):
     ledger: LedgerFiles = LedgerFiles()
     data: Data
     backbone: BackboneSource | None = None
+    policy: Policy | None = None
 
     @field_validator("site")
     @classmethod

@@ -21,10 +21,13 @@ from flwr.clientapp import ClientApp
 from client.config import SiteConfig
 from client.egress import EgressEntry
 from client.fetching import Fetching, cache_folder
+from client.gate import Gate
 from client.journal import SqliteJournal
 from client.ledger import Ledger
 from client.offers import STAGES, Offers
 from client.outbox import SqliteOutbox
+from client.policy import violations
+from client.shelf import is_running
 from client.site import Site, SiteLog, Workload
 from common import agreement as agreements
 from common import errors
@@ -131,6 +134,7 @@ class Daemon:
             return None
         if self._fetching is None or self._fetching.digest != digest:
             agreed = self._agreed(digest)
+            self._gate(agreed)
             self._fetching = Fetching(
                 agreed,
                 self._config.site_id,
@@ -150,6 +154,7 @@ class Daemon:
 
     def _opened(self, agreed: Agreement) -> _Open:
         config, name = self._config, agreed.digest[:16]
+        gate = self._gate(agreed)
         with contextlib.ExitStack() as stack:
             config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
             journal = stack.enter_context(
@@ -171,8 +176,23 @@ class Daemon:
                 outbox=outbox,
                 record=self._record,
                 log=SiteLog(egress=deque(maxlen=_KEPT), incidents=deque(maxlen=_KEPT)),
+                permit=gate,
             )
             return _Open(site.app(), stack.pop_all())
+
+    def _gate(self, agreed: Agreement) -> Gate:
+        """Return what each request has to pass; raises CSL-160 for a study that the policy forbids altogether."""
+        config, study = self._config, agreed.study
+        found = violations(study, config, book=None, now=self._clock(), kind=self._kind)
+        if found or config.policy is None:
+            raise ConsiliumError(errors.POLICY_FORBIDS, "; ".join(map(str, found)))
+        return Gate(
+            config.policy,
+            study,
+            config.state,
+            is_here=lambda: is_running(config.studies, agreed.digest),
+            clock=self._clock,
+        )
 
     def _approved(self) -> Iterator[Agreement]:
         """Yield every study in the folder that may run here; one that may not is said so in the log."""

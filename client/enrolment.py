@@ -6,7 +6,6 @@ for connections beside the one in use, which works until the new certificate is 
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from client.config import SiteConfig
 from common import errors
+from common.durable import write_whole
 from common.enrolment import ConsortiumFile, JoinRequest, read_admission, read_consortium, write_request
 from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, fingerprint, parse_public_key
@@ -40,12 +40,15 @@ _FOLDERS = ("keys", "tls", "studies", "offers", "data", "state")
 _NEW_KEY = "site.new.key"
 
 
-def make_home(folder: Path, *, site: str, passphrase: bytes, source: str, data: str, backbone: str) -> tuple[str, str]:
+def make_home(
+    folder: Path, *, site: str, passphrase: bytes, source: str, data: str, backbone: str, policy: str = ""
+) -> tuple[str, str]:
     """Make a hospital's home in an empty folder: keys, folders and a commented file.
 
     source    where the daemon will read the passphrase from
     data      the ``[data]`` table, TOML; an example in comments where empty
     backbone  the ``[backbone]`` table, TOML
+    policy    the ``[policy]`` table, TOML; a narrow one with comments where empty
     returns   the identity's fingerprint and the file's name
 
     Raises CSL-142 for a folder that holds something, CSL-143, CSL-15x.
@@ -60,9 +63,8 @@ def make_home(folder: Path, *, site: str, passphrase: bytes, source: str, data: 
     write_node_key(folder / "keys" / "node.pem", generate_node_key(), passphrase)
     write_node_key(folder / "tls" / "site.key", generate_node_key(), passphrase)
     with _written(folder):
-        (folder / FILE).write_text(
-            _FILE.format(site=site, source=source, data=data or _DATA, backbone=backbone), encoding="utf-8"
-        )
+        text = _FILE.format(site=site, source=source, data=data or _DATA, backbone=backbone, policy=policy or _POLICY)
+        (folder / FILE).write_text(text, encoding="utf-8")
     return fingerprint(identity.public_key), FILE
 
 
@@ -83,7 +85,7 @@ def join(home: Path, consortium_file: Path, *, band: int, passphrase: bytes) -> 
         text = (home / FILE).read_text(encoding="utf-8")
         text = text.replace(_OPERATOR_LATER, f'operator = "{consortium.operator}"', 1)
         text = text.replace(_SERVER_LATER, f'server = "{consortium.server}"', 1)
-        _replace(home / FILE, text.encode())
+        write_whole(home / FILE, text.encode())
     return consortium
 
 
@@ -109,8 +111,8 @@ def install(home: Path, admission_file: Path, *, passphrase: bytes) -> datetime:
     else:
         raise ConsiliumError(errors.ENROLMENT_FOREIGN, "its certificate is for no key of this hospital")
     with _written(home):
-        _replace(tls / "ca.pem", admission.ca.encode())
-        _replace(tls / "site.pem", admission.certificate.encode())
+        write_whole(tls / "ca.pem", admission.ca.encode())
+        write_whole(tls / "site.pem", admission.certificate.encode())
         if path.name == _NEW_KEY:
             path.replace(tls / "site.key")
             sync_folder(tls)
@@ -148,7 +150,7 @@ def remember(home: Path, peer: str, said: str, key: PublicKey) -> None:
     if tomllib.loads(changed).get("verified", {}).get(peer) != fingerprint(key):
         raise ConsiliumError(errors.SITE_FILE_INVALID, "write [verified] as a table of its own")
     with _written(home):
-        _replace(home / FILE, changed.encode())
+        write_whole(home / FILE, changed.encode())
 
 
 def _request(
@@ -166,7 +168,7 @@ def _request(
     )
     write_request(home / REQUEST, request, identity)
     with _written(home):
-        _replace(home / "state" / "band", str(band).encode())
+        write_whole(home / "state" / "band", str(band).encode())
 
 
 def _certificate_request(key: ec.EllipticCurvePrivateKey, site: str) -> bytes:
@@ -201,16 +203,6 @@ def _written(folder: Path) -> Iterator[None]:
         raise ConsiliumError(errors.ENROLMENT_UNWRITABLE, f"{folder}: {error.strerror}") from error
 
 
-def _replace(path: Path, content: bytes) -> None:
-    made = path.with_name(f".{path.name}")
-    with made.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    made.replace(path)
-    sync_folder(path.parent)
-
-
 _OPERATOR_LATER = '# operator = "consilium-client join writes it here"'
 _SERVER_LATER = '# server = "consilium-client join writes it here"'
 _DATA = """\
@@ -222,6 +214,23 @@ query = "SELECT text, label, patient FROM 'records.csv'"
 text = "text"
 label = "label"
 unit = "patient"
+"""
+_POLICY = """\
+# What a study must be for this hospital to take part. Without this table nothing is allowed; every line is needed.
+[policy]
+purposes = ["DUO:0000007", "DUO:0000018", "DUO:0000021"]   # DUO codes of the consent: DS, NPUNCU, IRB
+licences = ["Apache-2.0", "MIT", "BSD-3-Clause"]           # SPDX, of the backbone
+max_epsilon = 1.0                # of one study; what all may spend, the ledger's account says
+max_delta = 1e-6
+min_noise_multiplier = 1.0       # in each step, and in each evaluation
+unit = "patient"                 # whom a study must hide; "record" admits both
+min_cohort = 4                   # fewest sites whose sum may be opened
+min_band = 100                   # smallest public size of another site
+min_patients = 100               # smallest public size of this one
+max_rounds = 200
+blocks = false                   # coordinates to which only some sites contribute
+hours = ["20:00-06:00"]          # local time; ["00:00-24:00"] is always
+manual_rounds = false            # true: each round waits for consilium-client study allow
 """
 _FILE = """\
 # This hospital. Paths are below this file's folder. No secret stands here.
@@ -250,6 +259,7 @@ passphrase = "{source}"          # fd:N, env:NAME or credential:NAME
 
 {data}
 {backbone}
+{policy}
 # Peers whose fingerprints were compared by telephone: consilium-client verify writes here.
 [verified]
 """

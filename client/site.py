@@ -97,6 +97,7 @@ class Site:
     record      told of everything that leaves before it does; what it raises keeps it here
     log         what is kept for people here; a daemon bounds it
     terms       of this very study and dimension, where several simulated sites share one reading; else read here
+    permit      asked before a request is charged; what it raises keeps the site from taking part
 
     Raises the coded error of whatever keeps the study from ever starting here (key, guarantee, expiry, encodings,
     peers), and only then those of :meth:`Ledger.join`; one that raised has committed nothing.
@@ -119,6 +120,7 @@ class Site:
         record: Callable[[EgressEntry], None] = lambda _entry: None,
         log: SiteLog | None = None,
         terms: Terms | None = None,
+        permit: Callable[[Stage, Envelope], None] = lambda _stage, _request: None,
     ) -> None:
         study = agreement.study
         if study.member(site).public_key != identity.public_key:
@@ -147,6 +149,7 @@ class Site:
             shared.aggregation, identity, site, verified=verified, entropy=entropy, journal=journal
         )
         self._outbox, self._record = MemoryOutbox() if outbox is None else outbox, record
+        self._permit = permit
         self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {
             Stage.IDENTIFY: proof_of_identity,
             # Asked again when the reply to the last chunk was lost: nothing is missing.
@@ -243,6 +246,7 @@ class Site:
         known = self._session.answered(opening, input_digest=digest, stage=stage, encoding=encoding)
         if known is not None:
             return {"secagg": known}
+        self._permit(request.stage, request)
         with self.log.watch.timed("secagg"):
             ticket = self._session.open_input(opening, input_digest=digest, stage=stage, encoding=encoding)
         self._charge(request, ticket, digest)

@@ -107,6 +107,17 @@ KEY_UNWRITABLE = Fault(
 PASSPHRASE_SOURCE = Fault(
     "CSL-155", "keystore", "no passphrase comes from there", "give one of 1 to 1,023 bytes by the source named"
 )
+POLICY_FORBIDS = Fault(
+    "CSL-160", "policy", "this site's policy forbids the study", "change the study, or [policy] in site.toml"
+)
+POLICY_HOURS = Fault("CSL-161", "policy", "the site does not compute at this hour", "wait, or change hours in [policy]")
+POLICY_ROUND = Fault(
+    "CSL-162", "policy", "nobody here has allowed this round", "allow it: consilium-client study allow"
+)
+STUDY_UNKNOWN = Fault(
+    "CSL-163", "study", "no study here is so named", "see consilium-client study list, and give more digits"
+)
+STUDY_UNWRITABLE = Fault("CSL-164", "study", "a file of a study cannot be written", "check who may write there")
 
 # 2xx  privacy, ledger ----------------------------------------------------------------------------------------------
 PRIVACY_PARAMETER = Fault("CSL-201", "privacy", "a privacy parameter is out of range", "correct the value named")

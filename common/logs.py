@@ -38,8 +38,10 @@ def to_stderr() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     # These tell of every request, and Flower of every message; the audit and egress logs do that here.
-    for noisy in ("httpx", "httpcore", "uvicorn", "uvicorn.error", "flwr"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    levels = dict.fromkeys(("httpx", "httpcore", "uvicorn", "uvicorn.error", "alembic", "sqlalchemy"), logging.WARNING)
+    # What Flower calls an error is every late or foreign reply; they are refused, and the audit log has them.
+    for noisy, level in (levels | {"flwr": logging.CRITICAL, "sqlalchemy.pool": logging.CRITICAL}).items():
+        logging.getLogger(noisy).setLevel(level)
         logging.getLogger(noisy).handlers[:] = []
         logging.getLogger(noisy).propagate = True
 

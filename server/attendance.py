@@ -10,6 +10,8 @@ from common.messages import Stage
 _COMPUTING = 0.6
 """Share of a round in which sites compute; the stages around it have a tenth of the rest each."""
 _TALKING = 0.08
+_LEAST = 3.0
+"""Seconds that a stage of talking has at least: a busy machine is not a lost site."""
 
 
 class Attendance(Protocol):
@@ -50,9 +52,9 @@ class Deadline:
         """Return how long a stage may take."""
         if self.seconds is None:
             return None
-        return self.seconds * (_COMPUTING if stage in (Stage.FIT, Stage.COUNTS) else _TALKING)
+        return self.seconds * _COMPUTING if stage in (Stage.FIT, Stage.COUNTS) else self.patience
 
     @property
     def patience(self) -> float:
         """Return how long somebody who is not connected is waited for."""
-        return 0.0 if self.seconds is None else self.seconds * _TALKING
+        return 0.0 if self.seconds is None else max(_LEAST, self.seconds * _TALKING)

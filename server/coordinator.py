@@ -45,6 +45,8 @@ from server.witnesses import Witnesses
 
 _ATTEMPTS = 3
 _NONCE_BYTES = 32
+_AGAIN_SECONDS = 5.0
+"""Until a node that did not say who it is is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class Coordinator:
         self._attempt = 0
         self._under_way = False
         self._tried: dict[SiteId, str] = {}
+        self._greeted: dict[int, tuple[str | None, float]] = {}
         self.traffic = self._letters.traffic
         self.watch = Stopwatch()
         self.outcome = Outcome(np.array(start, dtype=np.float32))
@@ -341,7 +344,7 @@ class Coordinator:
     def _identify(self, grid: Grid) -> None:
         """Learn which node is which site from signatures over a fresh nonce, never from what Flower says."""
         known = set(self._nodes.values())
-        strangers = [node for node in grid.get_node_ids() if node not in known]
+        strangers = [node for node in grid.get_node_ids() if node not in known and self._may_have_changed(node)]
         if not strangers:
             return
         self._conduct.greet(grid, strangers)
@@ -354,6 +357,15 @@ class Coordinator:
                 with contextlib.suppress(ConsiliumError):
                     self._distribution.learn(site, reply.parts.get(NEED))
                     self._nodes[site] = node
+
+    def _may_have_changed(self, node: int) -> bool:
+        """Return whether to ask a node who it is: on each connection once, and again after a while."""
+        now, connection = time.monotonic(), self._conduct.attendance.connection(node)
+        before, at = self._greeted.get(node, (None, 0.0))
+        if self._conduct.deadline.seconds is not None and before == connection and now - at < _AGAIN_SECONDS:
+            return False
+        self._greeted[node] = (connection, now)
+        return True
 
     def _exchange(self, grid: Grid, session: ServerSession, stage: Stage, parts: Mapping[str, bytes]) -> None:
         """Send this phase's requests, hand each reply to the session, close the phase."""

@@ -6,7 +6,6 @@ which rosters are written. Removing them dismisses the site; no other site notic
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from cryptography import x509
 from common import agreement as agreements
 from common import errors
 from common.agreement import verify_study
+from common.durable import write_whole
 from common.enrolment import (
     Admission,
     ConsortiumFile,
@@ -116,10 +116,10 @@ def admit(home: Path, request_file: Path, identity: Identity, passphrase: bytes,
     )
     write_admission(out, admission, identity)
     with _written(home):
-        _replace(home / "sites" / f"{request.site}.json", request_file.read_bytes())
-        _replace(home / "sites" / f"{request.site}.crt", certificate)
+        write_whole(home / "sites" / f"{request.site}.json", request_file.read_bytes())
+        write_whole(home / "sites" / f"{request.site}.crt", certificate)
         # Last: this is what lets it in.
-        _replace(home / "sites" / f"{request.site}.pem", request.node.encode())
+        write_whole(home / "sites" / f"{request.site}.pem", request.node.encode())
     return request
 
 
@@ -197,16 +197,6 @@ def _written(folder: Path) -> Iterator[None]:
 def _empty(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ConsiliumError(errors.ENROLMENT_THERE, str(folder))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    made = path.with_name(f".{path.name}")
-    with made.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    made.replace(path)
-    sync_folder(path.parent)
 
 
 _FILE = """\

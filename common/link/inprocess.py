@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -31,7 +30,7 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        apps: Mapping[int, ClientApp],
+        apps: Mapping[int, Callable[[Message, Context], Message]],
         *,
         lost: Callable[[Message], bool] = lambda _: False,
         tap: Callable[[Message], None] = lambda _: None,

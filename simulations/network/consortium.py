@@ -23,6 +23,23 @@ from simulations.authoring import Consortium
 
 PASSPHRASE_VARIABLE = "CONSILIUM_PASSPHRASE"  # noqa: S105  the name of a variable
 HOST = "127.0.0.1"
+LENIENT = """\
+# Of a hospital that does not exist: it takes part in whatever is tried out here.
+[policy]
+purposes = ["DUO:0000004"]
+licences = ["Apache-2.0"]
+max_epsilon = 1000.0
+max_delta = 0.01
+min_noise_multiplier = 0.1
+unit = "record"
+min_cohort = 3
+min_band = 1
+min_patients = 1
+max_rounds = 100000
+blocks = true
+hours = ["00:00-24:00"]
+manual_rounds = false
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +78,7 @@ def lay_out(
     backbone: str,
     through: Mapping[SiteId, str] | None = None,
     fetching: Collection[SiteId] = (),
+    policy: str | None = None,
 ) -> LaidOut:
     """Make the folder of a consortium that has no study yet.
 
@@ -70,6 +88,7 @@ def lay_out(
     backbone      the ``[backbone]`` table of all, TOML; empty for none
     through       the address that a site connects to, where it is not the operator's own
     fetching      sites that have the backbone's bytes from the operator instead
+    policy        the ``[policy]`` table of all, TOML; one that forbids next to nothing where None
     """
     secret, home = passphrase.encode(), folder / "operator"
     address = f"{HOST}:{port}"
@@ -96,6 +115,7 @@ def lay_out(
             source=f"env:{PASSPHRASE_VARIABLE}",
             data=data[site],
             backbone=_FROM_OPERATOR if site in fetching else backbone,
+            policy=LENIENT if policy is None else policy,
         )
         hospitals.join(place, home / operators.CONSORTIUM, band=1, passphrase=secret)
         admission = place / "admission.json"

@@ -23,7 +23,7 @@ VICTIM = SiteId("site-02")
     [
         pytest.param(partial(deaths.clock_is_off, timedelta(days=1)), "CSL-641", id="a day ahead"),
         pytest.param(partial(deaths.software_is, "9.0"), "CSL-109", id="other software"),
-        pytest.param(deaths.vector_is_longer, "CSL-311", id="another vector"),
+        pytest.param(deaths.vector_is_longer, "CSL-311", id="another vector", marks=pytest.mark.slow),
     ],
 )
 def test_a_site_that_does_not_fit_is_refused_before_anything_is_charged(

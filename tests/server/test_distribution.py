@@ -33,6 +33,7 @@ from server.correspondence import Correspondence
 from server.distribution import Distribution, Turn
 from server.witnesses import MemoryWitnesses
 from tests.federations import DIMENSION, KnownWorkload
+from tests.policies import OPEN
 from tests.studies import NOW, Signed, signed_study
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * (CHUNK_BYTES // 100), "tokenizer.json": b"[]"}
@@ -81,6 +82,7 @@ query = "SELECT 1"
 columns = {{ text = "t", label = "l" }}
 [backbone]
 {source}
+{OPEN}
 [verified]
 {peers}
 """)
