@@ -203,6 +203,7 @@ def line_panels(panels: Sequence[Panel], *, width: int, label: str, description:
 def bar_chart(bars: Sequence[Bar], *, width: int, label: str, description: str) -> str:
     """Draw horizontal bars from zero, longest value to the full width."""
     left, right, height = (96.0 if width < STACKED_BELOW else 150.0), 84.0, 24.0
+    left = max(left, min(max((breadth(bar.name) for bar in bars), default=0.0) + 18.0, 0.34 * width))
     axis = Axis(0.0, max((bar.value for bar in bars), default=0.0) or 1.0, left, width - right)
     parts = []
     for index, bar in enumerate(bars):
