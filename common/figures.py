@@ -184,7 +184,7 @@ def line_panels(panels: Sequence[Panel], *, width: int, label: str, description:
     shown = [panel for panel in panels if panel.points]
     rounds = [number for panel in shown for number, _ in panel.points]
     first, last = min(rounds, default=0), max(rounds, default=1)
-    left, right = 46.0, 58.0
+    left, right = 46.0, max([58.0, *(breadth(panel.show(panel.points[-1][1])) + 12.0 for panel in shown)])
     across = Axis(first, max(last, first + 1), left, width - right)
     parts: list[str] = []
     top = 24.0
@@ -291,7 +291,9 @@ def _panel(panel: Panel, across: Axis, top: float, height: float, *, tall: bool,
     parts.append(words(x + 8, y + 4, "aside strong" if tall else "aside", safe(panel.show(values[-1]))))
     if tall and len(values) > 1:
         x, y = where[0]
-        parts.append(words(x + 8, min(y + 16, top + height - 4), "tick", safe(panel.show(values[0]))))
+        # On the side to which the line does not go.
+        beside = y - 6 if values[1] < values[0] else min(y + 16, top + height - 4)
+        parts.append(words(x + 8, beside, "tick", safe(panel.show(values[0]))))
     return "".join(parts)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -58,6 +59,13 @@ class History:
     def hospital(self) -> Path:
         return self.laid.sites[HOSPITAL].parent
 
+    def copied(self, folder: Path) -> History:
+        """Return a copy of all folders, to do something to."""
+        shutil.copytree(self.laid.folder, folder, dirs_exist_ok=True)
+        there = {site: folder / path.relative_to(self.laid.folder) for site, path in self.laid.sites.items()}
+        server = folder / self.laid.server.relative_to(self.laid.folder)
+        return replace(self, laid=replace(self.laid, folder=folder, server=server, sites=there))
+
     @contextmanager
     def held(self) -> Iterator[SqlJournal]:
         """Hold every store as running daemons do; yields the operator's journal."""
@@ -77,7 +85,7 @@ def history(folder: Path, *, title: str = "Discharge letters, 2027") -> History:
         port=9443,
         health=None,
         passphrase=_PASSPHRASE,
-        account=Account(Unit.RECORD, 24.0, 1e-3),
+        account=Account(Unit.RECORD, 6.0, 1e-3),
         deadline=60.0,
         data=dict.fromkeys(SITES, NO_DATA),
         backbone="",
@@ -100,6 +108,11 @@ def history(folder: Path, *, title: str = "Discharge letters, 2027") -> History:
     _called(ServerConfig.load(laid.server).state / "audit.jsonl")
     _spent(made)
     return made
+
+
+def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Return every file below a folder with its bytes and its time."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 class _Clock:
