@@ -26,7 +26,7 @@ app = typer.Typer(
 app.add_typer(ledger, name="ledger")
 app.add_typer(study_cli.app, name="study")
 app.add_typer(data, name="data")
-for _command in (commands.init, commands.join, commands.install, commands.renew, study_cli.verify):
+for _command in (commands.init, commands.join, commands.install, commands.renew, commands.console, study_cli.verify):
     app.command()(_command)
 app.command()(check)
 app.command()(status)

@@ -1,4 +1,4 @@
-"""`consilium-client init | join | install | renew`: from an empty folder to a hospital that may connect."""
+"""`consilium-client init | join | install | renew | console`: from an empty folder to a hospital that may connect."""
 
 from __future__ import annotations
 
@@ -85,3 +85,16 @@ def renew(home: Home = HERE, passphrase: Source = DEFAULT_SOURCE) -> None:
     with coded_errors():
         request = enrolment.renew(home, passphrase=read_passphrase(passphrase))
     typer.echo(f"send {request} to the operator, and install what comes back")
+
+
+def console(
+    home: Home = HERE,
+    host: Annotated[str, typer.Option(help="the loopback address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 lets the system choose")] = 9446,
+) -> None:
+    """Show studies, ledger and what left in a browser on this machine; nothing can be changed there."""
+    from client.console import StewardConsole
+    from common.web import serve
+
+    with coded_errors():
+        serve(StewardConsole(home).app, host, port, tell=typer.echo)

@@ -186,20 +186,32 @@ def read(path: Path) -> tuple[Entry, ...]:
 
     A last line without its end is being written, or a crash cut it short: it is no entry yet.
     """
-    entries = []
-    for link, _ in _lines(path):
-        if link is not None:
-            try:
-                entries.append(_ENTRY.validate_json(link.body, strict=True))
-            except ValidationError as error:
-                raise _fault(path, f"line {link.number} cannot be read") from error
-    return tuple(entries)
+    return tuple(entry for entry, _, _ in read_on(path, START, 0))
 
 
-def _lines(path: Path) -> Iterator[tuple[Link | None, bytes]]:
-    """Yield each line with its place in the chain; last of all, with None, one that has no end."""
-    last = START
+def read_on(path: Path, last: Link, end: int) -> Iterator[tuple[Entry, Link, int]]:
+    """Yield the entries that follow a link which was verified before, each with its own and where its line ends.
+
+    end  where the line of ``last`` ends, in bytes
+    """
+    for link, line in _lines(path, last, end):
+        if link is None:
+            return
+        try:
+            entry = _ENTRY.validate_json(link.body, strict=True)
+        except ValidationError as error:
+            raise _fault(path, f"line {link.number} cannot be read") from error
+        end += len(line)
+        yield entry, link, end
+
+
+def _lines(path: Path, last: Link = START, begin: int = 0) -> Iterator[tuple[Link | None, bytes]]:
+    """Yield each line with its place in the chain; last of all, with None, one that has no end.
+
+    last   the link before the first that is read, which begins at byte ``begin``
+    """
     with _coded(path), path.open("rb") as file:
+        file.seek(begin)
         for line in file:
             if not line.endswith(b"\n"):
                 yield None, line

@@ -329,6 +329,12 @@ LINK_CLEAR_TEXT = Fault(
     "CSL-648", "link", "what answers there does not speak TLS", "name the server's TLS port; never connect without TLS"
 )
 LINK_CLOCK = Fault("CSL-649", "link", "the clocks are too far apart", "set this machine's clock, and keep it by NTP")
+CONSOLE_EXPOSED = Fault(
+    "CSL-650",
+    "console",
+    "a console listens on a loopback address only",
+    "name 127.0.0.1 or ::1, and come from elsewhere through an SSH tunnel",
+)
 LINK_MALFORMED = Fault("CSL-645", "link", "what the server sent cannot be read", "none: it was refused")
 
 

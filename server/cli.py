@@ -66,6 +66,7 @@ for _command in (
     commands.remove,
     commands.sites,
     commands.doctor,
+    commands.console,
     commands.release,
     backup.backup,
     backup.restore,

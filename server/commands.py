@@ -1,4 +1,4 @@
-"""`consilium-server init | admit | remove | sites`: the operator's home and who may connect."""
+"""`consilium-server` init, admit, remove, sites, doctor, console, release: the home, who may connect, how it stands."""
 
 from __future__ import annotations
 
@@ -131,6 +131,19 @@ def doctor(home: Home = HERE, passphrase: Source = DEFAULT_SOURCE, json: Json = 
     with coded_errors():
         findings = list(examine(home, read_passphrase(passphrase)))
     conclude(findings, json=json)
+
+
+def console(
+    home: Home = HERE,
+    host: Annotated[str, typer.Option(help="the loopback address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 lets the system choose")] = 9445,
+) -> None:
+    """Show studies, sites, rounds, releases and calls in a browser on this machine; nothing can be changed there."""
+    from common.web import serve
+    from server.console import OperatorConsole
+
+    with coded_errors():
+        serve(OperatorConsole(home).app, host, port, tell=typer.echo)
 
 
 def release(

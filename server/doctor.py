@@ -108,7 +108,7 @@ def _few(count: int) -> str:
 
 def _offers(config: ServerConfig, passphrase: bytes) -> str:
     identity = read_identity(config.keys.identity, passphrase)
-    waiting = list(offers(config.offers, identity))
+    waiting = list(offers(config.offers, identity.public_key))
     if not waiting:
         return "none waits for approvals"
     return "; ".join(f"{offer.study.title} waits for {', '.join(offer.missing)}" for offer in waiting)

@@ -6,6 +6,7 @@ happened is a hash-chained transcript a study, and each event is written in one 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from common.errors import ConsiliumError
 from common.study import Digest, Study
 from server.journal_events import Ended, Enqueued, Entered, RoundDone, Standing, State
 from server.journal_rows import Rows, StudyRow
-from server.journal_store import Store
+from server.journal_store import ReadStore, Store
 from server.progress import Ending, Progress, RoundRecord, StudyJournal
 
-__all__ = ["Queued", "SqlJournal", "State"]
+__all__ = ["JournalReader", "Queued", "SqlJournal", "State"]
 
 _LINE = 2000
 
@@ -43,7 +44,78 @@ class Queued:
     reason: str
 
 
-class SqlJournal:
+class _Journal(ABC):
+    """What can be read of a journal; all of it is verified against what was written."""
+
+    def agreement(self, digest: Digest) -> tuple[SignedStudy, tuple[Approval, ...]]:
+        """Return what was enqueued."""
+        with self._found(digest) as (rows, study):
+            _, event = rows.transcript(study)[0]
+            # Standing allows no other event at the beginning.
+            assert isinstance(event, Enqueued)
+            return event.agreement(rows.canonical(study))
+
+    def queue(self) -> tuple[Queued, ...]:
+        """Return every study, in the order in which they were enqueued."""
+        with self._rows() as rows:
+            found = [(study, rows.standing(study)) for study in rows.studies()]
+        return tuple(
+            Queued(study.digest, study.title, standing.state, datetime.fromisoformat(standing.since), standing.reason)
+            for study, standing in found
+        )
+
+    def transcript(self, digest: Digest) -> tuple[Link, ...]:
+        """Return what happened in a study: the events of :mod:`server.journal_events`, as a chain that was verified."""
+        with self._found(digest) as (rows, study):
+            return tuple(link for link, _ in rows.transcript(study))
+
+    @abstractmethod
+    def _rows(self) -> AbstractContextManager[Rows]:
+        """Make one transaction of what is inside."""
+
+    @contextmanager
+    def _found(self, digest: Digest) -> Iterator[tuple[Rows, StudyRow]]:
+        """Make one transaction of what is inside, with the study; raises CSL-635."""
+        with self._rows() as rows:
+            study = rows.study(digest)
+            if study is None:
+                raise ConsiliumError(errors.OPERATOR_STUDY, digest[:12])
+            yield rows, study
+
+
+class JournalReader(_Journal):
+    """A journal for whoever only looks, beside the process that holds it or without one; nothing is changed or held.
+
+    url  as of :class:`SqlJournal`
+
+    Every call sees the journal as it is then. Raises CSL-634 for another address; every call CSL-631 if something is
+    not as it was written, CSL-632 for another schema, CSL-633 if it cannot be read, CSL-635 for a study that is not
+    there.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._store = ReadStore(url)
+
+    def queue(self) -> tuple[Queued, ...]:
+        """Return every study, in the order in which they were enqueued; none where no journal was begun."""
+        with self._store.transaction() as connection:
+            if connection is None:
+                return ()
+        return super().queue()
+
+    def of(self, digest: Digest) -> StudyReading:
+        """Return what is written of one study."""
+        return StudyReading(lambda: self._found(digest))
+
+    @contextmanager
+    def _rows(self) -> Iterator[Rows]:
+        with self._store.transaction() as connection:
+            if connection is None:
+                raise ConsiliumError(errors.OPERATOR_STUDY, "no journal was begun")
+            yield Rows(connection, self._store.damaged)
+
+
+class SqlJournal(_Journal):
     """Every study of one operator, in an SQLite file or a PostgreSQL database.
 
     url    ``sqlite:///path`` for a file, made with mode 0600 in a folder that exists, or
@@ -91,23 +163,6 @@ class SqlJournal:
                 rows.append(row, Standing(), Enqueued.of(digest, signed, approvals, self._now()))
         return digest
 
-    def agreement(self, digest: Digest) -> tuple[SignedStudy, tuple[Approval, ...]]:
-        """Return what was enqueued."""
-        with self._found(digest) as (rows, study):
-            _, event = rows.transcript(study)[0]
-            # Standing allows no other event at the beginning.
-            assert isinstance(event, Enqueued)
-            return event.agreement(rows.canonical(study))
-
-    def queue(self) -> tuple[Queued, ...]:
-        """Return every study, in the order in which they were enqueued."""
-        with self._rows() as rows:
-            found = [(study, rows.standing(study)) for study in rows.studies()]
-        return tuple(
-            Queued(study.digest, study.title, standing.state, datetime.fromisoformat(standing.since), standing.reason)
-            for study, standing in found
-        )
-
     def enter(self, digest: Digest, state: State, reason: str = "") -> None:
         """Note that a study is in another state; in the one that it is in already, it stays as it is.
 
@@ -124,11 +179,6 @@ class SqlJournal:
         with self._found(digest):
             return _StudyRecord(lambda: self._found(digest), self._now)
 
-    def transcript(self, digest: Digest) -> tuple[Link, ...]:
-        """Return what happened in a study: the events of :mod:`server.journal_events`, as a chain that was verified."""
-        with self._found(digest) as (rows, study):
-            return tuple(link for link, _ in rows.transcript(study))
-
     def _now(self) -> str:
         return self._clock().astimezone(UTC).isoformat()
 
@@ -137,23 +187,12 @@ class SqlJournal:
         with self._store.transaction() as connection:
             yield Rows(connection, self._store.damaged)
 
-    @contextmanager
-    def _found(self, digest: Digest) -> Iterator[tuple[Rows, StudyRow]]:
-        """Make one transaction of what is inside, with the study; raises CSL-635."""
-        with self._rows() as rows:
-            study = rows.study(digest)
-            if study is None:
-                raise ConsiliumError(errors.OPERATOR_STUDY, digest[:12])
-            yield rows, study
 
+class StudyReading:
+    """What is written of one study; see :class:`server.progress.StudyJournal`."""
 
-class _StudyRecord:
-    """One study's part of a journal; see :class:`server.progress.StudyJournal`."""
-
-    def __init__(
-        self, found: Callable[[], AbstractContextManager[tuple[Rows, StudyRow]]], now: Callable[[], str]
-    ) -> None:
-        self._found, self._now = found, now
+    def __init__(self, found: Callable[[], AbstractContextManager[tuple[Rows, StudyRow]]]) -> None:
+        self._found = found
 
     def progress(self) -> Progress | None:
         """Return where the study stands."""
@@ -164,6 +203,21 @@ class _StudyRecord:
         """Return every round that is done, in order."""
         with self._found() as (rows, study):
             return tuple(event.record for _, event in rows.transcript(study) if isinstance(event, RoundDone))
+
+    def ending(self) -> Ending | None:
+        """Return how the evaluation ended."""
+        with self._found() as (rows, study):
+            return next((event.ending for _, event in rows.transcript(study) if isinstance(event, Ended)), None)
+
+
+class _StudyRecord(StudyReading):
+    """One study's part of a journal that is held; see :class:`server.progress.StudyJournal`."""
+
+    def __init__(
+        self, found: Callable[[], AbstractContextManager[tuple[Rows, StudyRow]]], now: Callable[[], str]
+    ) -> None:
+        super().__init__(found)
+        self._now = now
 
     def keep(self, progress: Progress, done: RoundRecord | None = None) -> None:
         """Replace where the study stands and add the round that is done.
@@ -183,11 +237,6 @@ class _StudyRecord:
         """Note how the evaluation ended; raises CSL-636 for a second time."""
         with self._found() as (rows, study):
             rows.append(study, rows.standing(study), Ended.of(ending, self._now()))
-
-    def ending(self) -> Ending | None:
-        """Return how the evaluation ended."""
-        with self._found() as (rows, study):
-            return next((event.ending for _, event in rows.transcript(study) if isinstance(event, Ended)), None)
 
 
 def _line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the operator's journal lies: an SQLite file or a PostgreSQL database, held by one process.
+"""Where the operator's journal lies: an SQLite file or a PostgreSQL database, held by one process, read by any.
 
 The two differ in how they are reached, held and made durable, and in what their errors mean; that is all here. An
 address is never printed, since it may hold a password: places are named by file, or by database.
@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -134,6 +135,42 @@ class Store:
             raise ConsiliumError(errors.OPERATOR_FOREIGN, f"{self._place}: schema {version}") from error
 
 
+class ReadStore:
+    """One journal's database for whoever only looks: no lock is taken, and no byte changes in any of its files.
+
+    url  as of :class:`Store`, which may hold it in another process meanwhile
+
+    Raises CSL-634 for another address; every call CSL-632 for another schema and CSL-633 if it cannot be read.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._place = _place(url)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection | None]:
+        """Show the database as it is at one moment; None where no journal was begun."""
+        with self._place.coded():
+            engine = self._place.reading()
+            if engine is None:
+                yield None
+                return
+            with engine.connect() as connection, connection.begin():
+                tables = sa.inspect(connection).get_table_names()
+                if not tables:
+                    yield None
+                    return
+                version = None
+                if "alembic_version" in tables:
+                    version = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+                if version != SCHEMA:
+                    raise ConsiliumError(errors.OPERATOR_FOREIGN, f"{self._place}: schema {version}")
+                yield connection
+
+    def damaged(self, seen: str) -> ConsiliumError:
+        """Return the error for something that is not what was written."""
+        return ConsiliumError(errors.OPERATOR_DAMAGED, f"{self._place}: {seen}")
+
+
 class _Place(ABC):
     """What one kind of database has of its own. Its ``str`` is how people know it, without a secret."""
 
@@ -154,6 +191,10 @@ class _Place(ABC):
     @abstractmethod
     def take(self, connection: sa.Connection) -> None:
         """Keep others out for as long as this connection lives, and look that it keeps what it is given."""
+
+    @abstractmethod
+    def reading(self) -> sa.Engine | None:
+        """Return an engine that can change nothing and whose transactions each see one moment; None for no place."""
 
 
 class _SqliteFile(_Place):
@@ -207,6 +248,25 @@ class _SqliteFile(_Place):
         state = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
         if state != "ok":
             raise ConsiliumError(errors.OPERATOR_DAMAGED, f"{self._path}: {state}")
+
+    def reading(self) -> sa.Engine | None:
+        if not self._path.exists():
+            return None
+        made = sa.create_engine("sqlite://", creator=self._open_to_read, poolclass=sa.NullPool, hide_parameters=True)
+
+        @sa.event.listens_for(made, "begin")
+        def begin(connection: sa.Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+        return made
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        # Where no log lies beside it, nobody has it open; SQLite would make one, in the name of whoever looks. Beside a
+        # log it reads the index that the writer, or a killed one, has left. [SQLite, "URI filenames" and "WAL mode"]
+        beside = self._path.with_name(self._path.name + "-wal").exists()
+        how = "readonly_shm=1" if beside else "immutable=1"
+        where = f"file:{quote(str(self._path))}?mode=ro&{how}"
+        return sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False)
 
     def _open(self) -> sqlite3.Connection:
         made = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
@@ -262,6 +322,9 @@ class _PostgresDatabase(_Place):
                 raise ConsiliumError(
                     errors.OPERATOR_UNWRITABLE, f"{self}: {setting} is off, so that a crash may lose it"
                 )
+
+    def reading(self) -> sa.Engine | None:
+        return self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 def _place(url: str) -> _Place:

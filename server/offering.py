@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from common import agreement as agreements
 from common.agreement import Approval, SignedStudy, check_approval, dump_approvals, verify_study
 from common.errors import ConsiliumError
-from common.identity import Identity, Signature, SiteId
+from common.identity import Identity, PublicKey, Signature, SiteId
 from common.logs import log
 from common.messages import Stage
 from common.payloads import APPROVAL_PART, APPROVALS_PART, SIGNATURE_PART, STUDY_PART
@@ -50,14 +50,14 @@ class Offer:
         return tuple(member.site_id for member in self.study.roster if member.site_id not in there)
 
 
-def offers(folder: Path, operator: Identity) -> Iterator[Offer]:
+def offers(folder: Path, operator: PublicKey) -> Iterator[Offer]:
     """Yield every study in a folder of offers that the operator has signed, with the approvals that hold."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith(".") or not (path / "study.json").is_file():
             continue
         try:
             signed, approvals = agreements.read(path)
-            study = verify_study(signed, operator.public_key)
+            study = verify_study(signed, operator)
             digest = study.digest
             yield Offer(path, study, digest, signed, tuple(_holding(study, approvals)))
         except ConsiliumError as error:
@@ -90,7 +90,7 @@ class Offering:
     def exchange(self, grid: Grid) -> None:
         """Ask every connected site for its approval of what it has not approved; tell all of what all have."""
         here = set(grid.get_node_ids())
-        for offer in offers(self._folder, self._operator):
+        for offer in offers(self._folder, self._operator.public_key):
             fresh = self._asked(grid, here, offer)
             if fresh:
                 agreements.write(offer.folder, offer.signed, (*offer.approvals, *fresh))

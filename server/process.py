@@ -110,7 +110,7 @@ class Operator:
                     (found for found in waiting if not (found.digest in tried or self._stopped(found.digest))), None
                 )
                 if due is None:
-                    if until_idle and not any(offers(self._config.offers, self._identity)):
+                    if until_idle and not any(offers(self._config.offers, self._identity.public_key)):
                         return not waiting
                     self._stop.wait(_LOOK_SECONDS)
                     continue

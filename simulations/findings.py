@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from simulations.figures import percent
+from common.figures import percent
 from simulations.metrics import Baseline, Metrics, Score, SiteMetrics
 
 Z95 = 1.959964

@@ -7,22 +7,22 @@ It must never compute a result: comparisons are in `findings`, numbers in `metri
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from common import errors
+from common import errors, figures
 from common.errors import ConsiliumError
+from common.figures import Bar, Mark, Panel, Row, percent
+from common.pages import SHARED, both, drawn, environment, size
+from common.prose import statement_blocks
 from common.study import Study, Unit
-from simulations import figures, findings
-from simulations.figures import Bar, Mark, Panel, Row, clean, percent
+from simulations import findings
 from simulations.metrics import SITE_FIGURES, Metrics, SiteMetrics
 from simulations.outputs import save
-from simulations.pages import Style, both, drawn, environment, sheet
+from simulations.pages import TEMPLATES, Style, sheet
 
 MOST_ROWS = 60
 """Sites drawn in one figure; of more, those that gain most and least."""
@@ -42,20 +42,6 @@ ARMS = {
 }
 NAMES = {"sgd": "SGD", "adam": "Adam", "fedavg": "FedAvg", "fedadam": "FedAdam"}
 PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "evaluation", "baselines")
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A part of the privacy statement, escaped already.
-
-    kind   heading, subheading, items, table or paragraph
-    lines  of a table its caption, of all others their text
-    rows   of a table its rows of cells, the first with the headings, which may be empty
-    """
-
-    kind: str
-    lines: tuple[Markup, ...]
-    rows: tuple[tuple[Markup, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,33 +95,6 @@ def render(metrics: Metrics, study: Study) -> str:
     )
 
 
-def statement_blocks(text: str) -> Iterator[Block]:
-    """Split the statement (plain text or simple markdown): headings `#`, items `-`, tables `|`, paragraphs."""
-    kind, kept, title = "", list[str](), "statement"
-    for line in [*clean(text).splitlines(), ""]:
-        bare = line.strip()
-        starts = _kind_of(bare)
-        if kept and starts == "paragraph" and kind in {"items", "paragraph"}:
-            kept[-1] += " " + bare
-            continue
-        if kept and (starts != kind or kind in {"heading", "subheading"}):
-            title = kept[0] if kind in {"heading", "subheading"} else title
-            yield _table(title, kept) if kind == "table" else Block(kind, tuple(_inline(part) for part in kept))
-            kept = []
-        kind = starts
-        if bare:
-            kept.append(re.sub(r"^(#+|[-*])\s+", "", bare))
-
-
-def size(count: float) -> str:
-    """Print a number of bytes with three digits and a decimal unit."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= 0.9995 * scale:
-            value = count / scale
-            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
-    return f"{count:.0f} bytes"
-
-
 def duration(seconds: float) -> str:
     """Print seconds as a person says them."""
     if seconds < 9.95:
@@ -159,7 +118,7 @@ def small(value: float) -> str:
 
 
 def _templates() -> Environment:
-    templates = environment()
+    templates = environment(TEMPLATES, SHARED)
     templates.filters.update(
         percent=percent, signed=findings.signed, size=size, duration=duration, small=small,
         epsilon=findings.epsilon_text, gain=findings.site_gain, count=lambda value: f"{value:,}",
@@ -298,26 +257,3 @@ def _interval(pair: tuple[float, float]) -> str:
 def _long(name: str) -> bool:
     """Too long for one line of a table."""
     return len(name) > 28
-
-
-def _kind_of(line: str) -> str:
-    if not line:
-        return "blank"
-    if re.match(r"#+\s", line):
-        return "heading" if line.startswith("# ") else "subheading"
-    if re.match(r"[-*]\s", line):
-        return "items"
-    return "table" if line.startswith("|") else "paragraph"
-
-
-def _table(title: str, lines: Sequence[str]) -> Block:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    kept = [row for row in rows if not all(re.fullmatch(r":?-+:?", cell) for cell in row)]
-    return Block("table", (_inline(title),), tuple(tuple(_inline(cell) for cell in row) for row in kept) or ((),))
-
-
-def _inline(line: str) -> Markup:
-    """Escape, then mark **strong** and `code`, which escaping leaves as they are."""
-    safe = str(escape(line))
-    safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
-    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", safe))  # noqa: S704  escaped two lines above

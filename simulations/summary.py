@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data import Examples
-from client.evaluation import released_accuracy
 from common.identity import SiteId
 from common.privacy.accounting import accountant_version
 from common.privacy.plan import PrivacyPlan
+from common.privacy.released import released_accuracy
 from common.privacy.statement import NEIGHBOUR, statement
 from common.stopwatch import Stopwatch
 from common.study import Study

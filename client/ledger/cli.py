@@ -20,7 +20,7 @@ from client.ledger.store import SqliteLedger
 from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
-from common.privacy.statement import rounded_up
+from common.privacy.statement import rounded_down, rounded_up
 from common.study import Unit
 
 app = typer.Typer(
@@ -153,7 +153,7 @@ def close(
         return
     book = Book(after.entries)
     _, closed = _committed(book, before.study, payer)
-    came = "nothing came back" if closed.counts else f"epsilon {_rounded_down(closed.epsilon)} came back"
+    came = "nothing came back" if closed.counts else f"epsilon {rounded_down(closed.epsilon)} came back"
     console = Console()
     console.print(f"{closed.study[:12]}: {'it was closed before' if before.closed else f'closed, {came}'}")
     for line in account_lines(book):
@@ -186,7 +186,7 @@ def _question(account: str, study: Committed) -> str:
     if study.exhausted:
         kept = "A recovery charged all of it, so that closing gives nothing back"
     elif not made:
-        kept = f"It has made no charge: closing gives back epsilon {_rounded_down(study.epsilon)} to {account}"
+        kept = f"It has made no charge: closing gives back epsilon {rounded_down(study.epsilon)} to {account}"
     return f"Study {study.study[:12]} of {account}: {kept}, and it can never be joined again. Close it?"
 
 
@@ -203,7 +203,7 @@ def _print_account(line: AccountLine, console: Console) -> None:
     if line.studies:
         console.print(_table(line))
     used = math.ceil(_BAR * min(1.0, line.epsilon_committed / line.epsilon))
-    spent, left = rounded_up(line.epsilon_committed), _rounded_down(line.epsilon_remaining)
+    spent, left = rounded_up(line.epsilon_committed), rounded_down(line.epsilon_remaining)
     console.print(
         f"{'█' * used}{'░' * (_BAR - used)} for each {line.unit.value}: epsilon {spent} of {line.epsilon:g} committed, "
         f"{left} left; delta {line.delta_remaining:.1e} left"
@@ -228,10 +228,6 @@ def _table(line: AccountLine) -> Table:
             study.state,
         )
     return table
-
-
-def _rounded_down(epsilon: float) -> str:
-    return f"{math.floor(epsilon * 1e4) / 1e4:.4f}"
 
 
 def _write(path: Path, text: str) -> None:

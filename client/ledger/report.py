@@ -87,7 +87,10 @@ def account_lines(book: Book) -> tuple[AccountLine, ...]:
 
 
 def figure(lines: tuple[AccountLine, ...]) -> str:
-    """Return an SVG of each account's epsilon: a bar as long as its cap, one part for each study, the rest free."""
+    """Return an SVG of each account's epsilon: a bar as long as its cap, one part for each study, the rest free.
+
+    It has its own colours, so that it stands by itself; its classes let a page give it others.
+    """
     height = _ROW * max(1, len(lines)) + 40
     most = max((line.epsilon for line in lines), default=1.0)
     scale = (_WIDTH - _LEFT - _RIGHT) / most
@@ -95,21 +98,22 @@ def figure(lines: tuple[AccountLine, ...]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         'role="img" font-family="sans-serif" font-size="13">',
         "<title>Privacy budget by account: epsilon committed and remaining</title>",
-        f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
+        f'<rect class="paper" width="{_WIDTH}" height="{height}" fill="#fff"/>',
     ]
     for place, line in enumerate(lines):
         top = 14 + _ROW * place
         parts.append(f'<text x="{_LEFT - 12}" y="{top + 18}" text-anchor="end">{escape(line.account)}</text>')
         parts.append(
-            f'<rect x="{_LEFT}" y="{top}" width="{line.epsilon * scale:.1f}" height="26" fill="#f1f1ee" '
+            f'<rect class="free" x="{_LEFT}" y="{top}" width="{line.epsilon * scale:.1f}" height="26" fill="#f1f1ee" '
             'stroke="#555"><title>remaining</title></rect>'
         )
         start = 0.0
         for number, study in enumerate(line.studies):
             size = min(study.epsilon, line.epsilon - start) if _counts(study) else 0.0
             parts.append(
-                f'<rect x="{_LEFT + start * scale:.1f}" y="{top}" width="{max(0.0, size) * scale:.1f}" height="26" '
-                f'fill="{_FILLS[number % len(_FILLS)]}"><title>study {study.study[:12]}: epsilon {study.epsilon:.4f}, '
+                f'<rect class="part-{number % len(_FILLS)}" x="{_LEFT + start * scale:.1f}" y="{top}" '
+                f'width="{max(0.0, size) * scale:.1f}" height="26" fill="{_FILLS[number % len(_FILLS)]}">'
+                f"<title>study {study.study[:12]}: epsilon {study.epsilon:.4f}, "
                 f"{study.training} of {study.max_charges} charges</title></rect>"
             )
             start += size
@@ -117,7 +121,8 @@ def figure(lines: tuple[AccountLine, ...]) -> str:
             "all charged by a recovery" if line.exhausted else f"{line.epsilon_remaining:.2f} of {line.epsilon:g} left"
         )
         parts.append(
-            f'<text x="{_LEFT}" y="{top + 42}" fill="#444" font-size="12">epsilon per {line.unit.value}: {said}</text>'
+            f'<text class="said" x="{_LEFT}" y="{top + 42}" fill="#444" font-size="12">'
+            f"epsilon per {line.unit.value}: {said}</text>"
         )
     return "\n".join([*parts, "</svg>", ""])
 

@@ -238,3 +238,8 @@ def _epsilon_shown(epsilon: float) -> str:
 def rounded_up(epsilon: float, digits: int = 4) -> str:
     """Print an epsilon, never smaller than it is."""
     return f"{math.ceil(epsilon * 10**digits) / 10**digits:.{digits}f}"
+
+
+def rounded_down(epsilon: float, digits: int = 4) -> str:
+    """Print what is left of an epsilon, never larger than it is."""
+    return f"{math.floor(epsilon * 10**digits) / 10**digits:.{digits}f}"

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from common.figures import Axis, drawing, percent, safe, segment, ticks, words
+from common.pages import WIDE, both, environment
 from simulations.audit.findings import BOUND_LEVEL, MECHANISM_LEVEL, Audit
-from simulations.figures import Axis, drawing, percent, safe, segment, ticks, words
-from simulations.pages import WIDE, Style, both, environment, sheet
+from simulations.pages import TEMPLATES, Style, sheet
 
 MARKED = "SIMULATOR ONLY: nothing on this page is released, and no real patient is protected or exposed by it."
 _BINS = 31
@@ -20,7 +21,7 @@ _FARTHEST = 12.0
 
 def page(audit: Audit) -> str:
     """Return the page as HTML; every text is escaped."""
-    templates = environment()
+    templates = environment(TEMPLATES)
     templates.filters.update(percent=percent, count=lambda value: f"{value:,}")
     return templates.get_template("audit.html.j2").render(
         audit=audit,

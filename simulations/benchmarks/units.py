@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from client.evaluation import released_accuracy
 from common.privacy.groups import epsilon_for_person
 from common.privacy.plan import PrivacyPlan
+from common.privacy.released import released_accuracy
 from common.stopwatch import Stopwatch
 from common.study import Unit
 from simulations import scenario as scenarios

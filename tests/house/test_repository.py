@@ -72,8 +72,16 @@ def test_no_dependency_has_one_of_our_names() -> None:
 
 def test_a_wheel_with_tests_is_refused() -> None:
     files = ["common/study.py", "client/site.py", "server/coordinator.py", "simulations/cli.py"]
+    pages = ["client/templates/a.html.j2", "server/templates/a.html.j2", "common/templates/console.html.j2"]
     schemas = ["client/ledger/migrations/versions/v0001_entries.py", "server/migrations/versions/v0001_studies.py"]
-    shipped = [*files, *schemas, "simulations/scenarios/demo.toml", "consilium-0.1.0.dist-info/METADATA"]
+    shipped = [
+        *files,
+        *pages,
+        "common/static/console.css",
+        *schemas,
+        "simulations/scenarios/demo.toml",
+        "consilium-0.1.0.dist-info/METADATA",
+    ]
     assert wheel.faults(shipped) == []
     assert wheel.faults([*shipped, "tests/conftest.py"]) == ["must not ship: tests/conftest.py"]
     assert wheel.faults(shipped[1:]) == ["missing: common/study.py"]

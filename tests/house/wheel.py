@@ -14,6 +14,10 @@ from tests.house.names import OURS
 ROOT = Path(__file__).resolve().parents[2]
 _WANTED = (
     "common/study.py",
+    "common/static/console.css",
+    "common/templates/console.html.j2",
+    "client/templates/",
+    "server/templates/",
     "client/site.py",
     "client/ledger/migrations/versions/v",
     "server/coordinator.py",

@@ -87,7 +87,7 @@ def test_an_offer_lies_with_each_hospital_and_nothing_comes_back_before_somebody
         assert verify_study(signed, there.made.operator_identity.public_key) == there.study
         assert approvals == ()
         assert not there.study_at(site).exists()
-    (waiting,) = offers(there.made.operator / "offers", there.made.operator_identity)
+    (waiting,) = offers(there.made.operator / "offers", there.made.operator_identity.public_key)
     assert set(waiting.missing) == set(there.nodes)
     assert {(entry.stage, entry.part_bytes["approval"]) for entry in there.left} == {(Stage.OFFER, 0)}
 
@@ -99,12 +99,12 @@ def test_a_study_runs_only_once_every_hospital_has_approved(tmp_path: Path) -> N
     for site in most:
         there.approve(site)
     there.exchange()
-    (waiting,) = offers(there.made.operator / "offers", there.made.operator_identity)
+    (waiting,) = offers(there.made.operator / "offers", there.made.operator_identity.public_key)
     assert waiting.missing == (last,)
     assert not any(there.study_at(site).exists() for site in there.nodes)
     there.approve(last)
     there.exchange()
-    assert not any(offers(there.made.operator / "offers", there.made.operator_identity))
+    assert not any(offers(there.made.operator / "offers", there.made.operator_identity.public_key))
     assert (there.made.operator / "studies" / "one" / "study.json").is_file()
     for site in there.nodes:
         _, approvals = agreements.read(there.study_at(site))
@@ -117,7 +117,7 @@ def test_an_approval_that_its_site_did_not_sign_counts_for_nothing(tmp_path: Pat
     for site in there.nodes:
         there.approve(site, Identity.generate() if site == "site-02" else None)
     there.exchange()
-    (waiting,) = offers(there.made.operator / "offers", there.made.operator_identity)
+    (waiting,) = offers(there.made.operator / "offers", there.made.operator_identity.public_key)
     assert waiting.missing == ("site-02",)
 
 

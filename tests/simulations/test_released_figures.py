@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from common.figures import percent
 from simulations import metrics as m
 from simulations.cli import show
-from simulations.figures import percent
 from simulations.report import render
 from tests.simulations.runs import run, study
 

@@ -14,13 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConsiliumError
+from common.figures import percent
+from common.pages import size
 from common.privacy.statement import statement
+from common.prose import statement_blocks
 from common.study import Study
 from simulations import findings
-from simulations.figures import percent
 from simulations.metrics import Metrics
 from simulations.pages import TEMPLATES
-from simulations.report import duration, render, size, small, statement_blocks, write_report
+from simulations.report import duration, render, small, write_report
 from tests.simulations.pages import Page
 from tests.simulations.runs import run, study
 

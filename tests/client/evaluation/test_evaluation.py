@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.evaluation import cells, noised_cells, predict, released_accuracy, share_with_interval
+from client.evaluation import cells, noised_cells, predict
 from client.training.features import Features
 from common.adapters import AdaptedModel
 from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY
+from common.privacy.released import released_accuracy, share_with_interval
 from common.study import Study, Unit
 from common.tasks import Encoded
 from simulations.noise import SeededNoise

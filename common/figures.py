@@ -1,8 +1,8 @@
-"""Figures for the report: pure functions from numbers to one SVG string.
+"""Figures for reports and consoles: pure functions from numbers to one SVG string.
 
 No style and no colour is set here, only classes (the page's style sheet gives them colours in light and in dark) and
 geometry. Every text is escaped. Each function takes the width in pixels it is drawn for, because text in a figure that
-is merely shrunk cannot be read on a telephone: the report draws each figure twice and shows one.
+is merely shrunk cannot be read on a telephone: pages draw each figure twice and show one.
 """
 
 from __future__ import annotations
@@ -47,12 +47,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One series over rounds: points (round, value) in order; `show` prints a value."""
+    """One series over rounds: points (round, value) in order; `show` prints a value.
+
+    is_fraction  drawn tall, its axis holds percentages and need not begin at zero
+    """
 
     name: str
     kind: str
     points: tuple[tuple[int, float], ...]
     show: Callable[[float], str]
+    is_fraction: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +184,7 @@ def line_panels(panels: Sequence[Panel], *, width: int, label: str, description:
     shown = [panel for panel in panels if panel.points]
     rounds = [number for panel in shown for number, _ in panel.points]
     first, last = min(rounds, default=0), max(rounds, default=1)
-    left, right = 46.0, 58.0
+    left, right = 46.0, max([58.0, *(breadth(panel.show(panel.points[-1][1])) + 12.0 for panel in shown)])
     across = Axis(first, max(last, first + 1), left, width - right)
     parts: list[str] = []
     top = 24.0
@@ -199,6 +203,7 @@ def line_panels(panels: Sequence[Panel], *, width: int, label: str, description:
 def bar_chart(bars: Sequence[Bar], *, width: int, label: str, description: str) -> str:
     """Draw horizontal bars from zero, longest value to the full width."""
     left, right, height = (96.0 if width < STACKED_BELOW else 150.0), 84.0, 24.0
+    left = max(left, min(max((breadth(bar.name) for bar in bars), default=0.0) + 18.0, 0.34 * width))
     axis = Axis(0.0, max((bar.value for bar in bars), default=0.0) or 1.0, left, width - right)
     parts = []
     for index, bar in enumerate(bars):
@@ -266,13 +271,15 @@ def _disguises(character: str) -> bool:
 
 def _panel(panel: Panel, across: Axis, top: float, height: float, *, tall: bool, last: bool) -> str:
     values = [value for _, value in panel.points]
-    low, high = fraction_domain(values) if tall else (0.0, max(*values, 1e-12) * 1.05)
+    as_fraction = tall and panel.is_fraction
+    low, high = fraction_domain(values) if as_fraction else (0.0, max(*values, 1e-12) * 1.05)
     down = Axis(low, high, top + height, top)
     marks = ticks(low, high, 5) if tall else ()
     parts = [words(across.start, top - 10, "name", safe(panel.name))]
     for tick in marks:
+        said = percent(tick, 0) if as_fraction else f"{tick:g}"
         parts.append(segment(across.start, down.at(tick), across.end, down.at(tick), "grid"))
-        parts.append(words(across.start - 8, down.at(tick) + 4, "tick end", percent(tick, 0)))
+        parts.append(words(across.start - 8, down.at(tick) + 4, "tick end", said))
     parts.append(segment(across.start, top + height, across.end, top + height, "base" if last else "grid"))
     where = [(across.at(number), down.at(value)) for number, value in panel.points]
     parts.append(f'<polyline class="curve {panel.kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in where)}"/>')
@@ -284,7 +291,9 @@ def _panel(panel: Panel, across: Axis, top: float, height: float, *, tall: bool,
     parts.append(words(x + 8, y + 4, "aside strong" if tall else "aside", safe(panel.show(values[-1]))))
     if tall and len(values) > 1:
         x, y = where[0]
-        parts.append(words(x + 8, min(y + 16, top + height - 4), "tick", safe(panel.show(values[0]))))
+        # On the side to which the line does not go.
+        beside = y - 6 if values[1] < values[0] else min(y + 16, top + height - 4)
+        parts.append(words(x + 8, beside, "tick", safe(panel.show(values[0]))))
     return "".join(parts)
 
 

@@ -1,3 +1,5 @@
+"""Figures are well formed, say in words what they show, and let no text out of its place."""
+
 from __future__ import annotations
 
 import re
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulations.figures import (
+from common.figures import (
     Axis,
     Bar,
     Mark,
@@ -140,3 +142,10 @@ def test_long_names_are_shortened_visibly() -> None:
     assert shorten("short", 200) == "short"
     assert shorten("a" * 100, 100).endswith("a…")
     assert len(shorten("a" * 100, 100)) < 20
+
+
+def test_a_tall_series_that_is_no_fraction_begins_at_zero_and_has_no_percentages() -> None:
+    norms = Panel("norm", "federated", ((0, 3.5), (1, 12.0)), lambda value: f"{value:.1f}", is_fraction=False)
+    ticks_shown = list(drawn(line_panels([norms], width=720, label="", description="")).itertext())
+    assert "0" in ticks_shown
+    assert not [text for text in ticks_shown if "%" in text]
