@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -94,6 +95,39 @@ def list_(home: Home = HERE, json: Json = False) -> None:
 
 
 @app.command()
+def status(name: Name, home: Home = HERE, json: Json = False) -> None:
+    """Show where one study stands; while it runs, where each of its sites does, as the health listener tells."""
+    with coded_errors():
+        found = [(path, state) for path, state in _studies(home) if path.name == _plain(name)]
+        if not found:
+            raise ConsiliumError(errors.OPERATOR_STUDY, name)
+        row = _row(home, *found[0])
+        board = _board(ServerConfig.load(home / enrolment.FILE), str(row["digest"]))
+    if json:
+        typer.echo(json_module.dumps({**row, "sites": board}, indent=1))
+        return
+    missing = row["missing"]
+    typer.echo(f"{row['title']}: {row['state']}, approved by {row['approved']}")
+    if isinstance(missing, list) and missing:
+        typer.echo(f"waits for {', '.join(missing)}")
+    for site, standing in board.items():
+        typer.echo(f"  {site}: {standing['standing']} since {standing['since']}")
+
+
+@app.command()
+def queue(home: Home = HERE, json: Json = False) -> None:
+    """List what waits to be run, in the order in which it will be."""
+    with coded_errors():
+        rows = [_row(home, path, state) for path, state in _studies(home) if state == "agreed"]
+        waiting = [row for row in rows if row["state"] == "agreed"]
+    if json:
+        typer.echo(json_module.dumps(waiting, indent=1))
+        return
+    for number, row in enumerate(waiting, 1):
+        typer.echo(f"{number}. {row['name']}: {row['title']}")
+
+
+@app.command()
 def stop(name: Name, home: Home = HERE) -> None:
     """Stop a study between two rounds; nothing is lost, and it goes on when it is resumed."""
     with coded_errors():
@@ -150,6 +184,18 @@ def _row(home: Path, path: Path, state: str) -> dict[str, object]:
         "title": study.title,
         "missing": sorted({member.site for member in study.roster} - {str(approval.site) for approval in approvals}),
     }
+
+
+def _board(config: ServerConfig, digest: str) -> dict[str, dict[str, str]]:
+    """Return the standing of each site of a study that runs now; empty where no server says so."""
+    if config.health is None:
+        return {}
+    try:
+        found = httpx.get(f"http://{config.health}/status", timeout=5.0, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        return {}
+    runs = isinstance(found, dict) and str(found.get("study")).startswith(digest)
+    return dict(found["sites"]) if runs else {}
 
 
 def _signed(home: Path, folder: Path) -> tuple[SignedStudy, Study]:

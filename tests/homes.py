@@ -15,7 +15,7 @@ PASSPHRASE = b"of homes that live for a test"
 DATA = """\
 [data]
 folder = "data"
-query = "SELECT 'a' AS text, 'no' AS label"
+query = "SELECT 'a' || i AS text, 'no' AS label FROM range(40) t(i)"
 
 [data.columns]
 text = "text"
@@ -70,15 +70,15 @@ class Homes:
                     hospitals.remember(home, other, fingerprint(key), key)
 
 
-def homes(folder: Path, sites: int = 0) -> Homes:
+def homes(folder: Path, sites: int = 0, *, port: int = 9443) -> Homes:
     """Make an operator's home and some hospitals', all admitted and verified."""
     made = Homes(folder / "operator")
     operators.make_home(
         made.operator,
         name="tests",
-        server="127.0.0.1:9443",
+        server=f"127.0.0.1:{port}",
         hosts=("127.0.0.1",),
-        listen="127.0.0.1:9443",
+        listen=f"127.0.0.1:{port}",
         health=None,
         passphrase=PASSPHRASE,
         source="env:NOBODY",

@@ -134,6 +134,8 @@ class _Fleet:
         request.state.protobuf_request = asked
         authenticate_node(request)
         node = _node_of(self._relay, asked)
+        if not node:
+            raise _RefusedError(403, "not admitted")
         if not self._may(node, asked):
             raise _RefusedError(403, "not this node's")
         if isinstance(asked, ActivateNodeRequest):
