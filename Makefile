@@ -13,7 +13,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-network test test-slow browser postgres check bench fuzz clean
+.PHONY: help demo demo-network test test-slow browser postgres check docs bench fuzz clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -53,6 +53,11 @@ check: $(READY)  ## format, lint, types, layers, names, licences, error pages, w
 	@mkdir -p runs
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o runs/sbom.json $(BIN)/python
 
+# Strict: a page that is in no menu, or a link that leads nowhere, fails. The pages load nothing from elsewhere.
+docs: $(READY)  ## the pages as a site, in runs/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "runs/site/index.html"
+
 bench: $(READY)  ## the benchmark tables, or one: make bench NAME=x
 	$(BIN)/python -m simulations.benchmarks $(NAME) $(ARGS)
 
@@ -70,5 +75,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,ray,postgres]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev,ray,postgres,data]'
 	@touch $@

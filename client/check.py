@@ -44,7 +44,9 @@ def check(
     operator: Annotated[str | None, typer.Option(help="the operator's public key, as compared by telephone")] = None,
     backbone: Annotated[Path | None, typer.Option(help="folder of the backbone's files")] = None,
     ledger: Annotated[Path | None, typer.Option(help="the ledger's file", envvar="CONSILIUM_LEDGER")] = None,
-    anchor: Annotated[Path | None, typer.Option(help="its anchor; default: beside it")] = None,
+    anchor: Annotated[
+        Path | None, typer.Option(help="its anchor; default: beside it", envvar="CONSILIUM_LEDGER_ANCHOR")
+    ] = None,
     account: Annotated[str, typer.Option(help="the account that would pay")] = "default",
     home: Home = HERE,
     passphrase: Source = DEFAULT_SOURCE,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import typer
 
-from client import commands, study_cli
+from client import backup, commands, study_cli
 from client.check import check
+from client.data_cli import app as data
 from client.ledger.cli import app as ledger
 from client.run import run
 from client.status import egress, status
@@ -24,12 +25,15 @@ app = typer.Typer(
 )
 app.add_typer(ledger, name="ledger")
 app.add_typer(study_cli.app, name="study")
+app.add_typer(data, name="data")
 for _command in (commands.init, commands.join, commands.install, commands.renew, commands.console, study_cli.verify):
     app.command()(_command)
 app.command()(check)
 app.command()(status)
 app.command()(egress)
 app.command()(run)
+app.command()(backup.backup)
+app.command()(backup.restore)
 
 
 def main() -> None:

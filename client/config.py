@@ -24,6 +24,11 @@ from common.study import Hex32, Name, Part, Study, validate
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
 _ADDRESS = re.compile(rf"(?:{_HOST}):([0-9]{{1,5}})")
 
+_SQLITE, _POSTGRES = "sqlite:///", "postgresql+pg8000://"
+_POSTGRES_URL = re.compile(
+    rf"{re.escape(_POSTGRES)}[\w.~%-]+@({_HOST}(:[0-9]{{1,5}})?/[\w.~%-]+|/[\w.~%-]+\?unix_sock=/[\w./%-]+)", re.ASCII
+)
+
 
 def _resolved(value: object, info: ValidationInfo) -> object:
     """Make a path absolute; a file's folder comes with the context."""
@@ -55,8 +60,21 @@ def _proxy(value: str) -> str:
     return value
 
 
+def _database(value: object, info: ValidationInfo) -> object:
+    """Take an address without a password, and make an SQLite file's path absolute; nothing of it is repeated."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("write an address")
+    if value.startswith(_SQLITE):
+        return f"{_SQLITE}{_resolved(value.removeprefix(_SQLITE), info)}"
+    if _POSTGRES_URL.fullmatch(value) is None:
+        raise ValueError(f"write {_SQLITE}PATH or {_POSTGRES}USER@HOST[:PORT]/DATABASE; a password is named apart")
+    return value
+
+
 Place = Annotated[Path, BeforeValidator(_resolved)]
 """A path that is absolute once it was read."""
+DatabaseUrl = Annotated[str, BeforeValidator(_database)]
+"""Where a database is; the path of an SQLite file is absolute."""
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4}(-[0-9a-f]{4}){4}$")]
 Query = Annotated[str, StringConstraints(min_length=1, max_length=100_000)]
@@ -117,14 +135,23 @@ class LedgerFiles(Part):
 class DataColumns(Part):
     """Which column of the query's result plays which part.
 
+    text    the record itself, or instead:
+    path    the file of an image, below the folder of images
     unit    the patient; needed where the study hides patients
     split   train, validation or test; without it units are divided by a keyed hash
     """
 
-    text: Column
+    text: Column | None = None
+    path: Column | None = None
     label: Column
     unit: Column | None = None
     split: Column | None = None
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        if (self.text is None) == (self.path is None):
+            raise ValueError("give one of text and path")
+        return self
 
 
 class DataSplit(Part):
@@ -134,12 +161,44 @@ class DataSplit(Part):
 
 
 class Data(Part):
-    """The records: one SELECT over the files below a folder; see :mod:`client.query`."""
+    """The records: one SELECT, over the files below a folder or in a database.
 
-    folder: Place
+    name      of the source, in reports
+    folder    of the files; see :mod:`client.query`
+    url       ``sqlite:///path`` or ``postgresql+pg8000://user@host/database``; see :mod:`client.database`
+    password  where the database's comes from
+    ca        certificates to trust of the database's server, PEM; the system's where not given
+    images    folder of the images; ``folder`` where not given
+    """
+
+    name: Name = "records"
+    folder: Place | None = None
+    url: DatabaseUrl | None = None
+    password: Annotated[str, StringConstraints(pattern=r"^(env:[A-Za-z_]\w*|credential:\w[\w.@-]*)$")] | None = None
+    ca: Place | None = None
+    images: Place | None = None
     query: Query
     columns: DataColumns
     split: DataSplit = DataSplit()
+
+    @property
+    def images_folder(self) -> Path:
+        """What paths to images are below; only where there is a column of them."""
+        folder = self.images or self.folder
+        assert folder is not None, "validated"
+        return folder
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.folder is None) == (self.url is None):
+            raise ValueError("give one of folder and url")
+        if not (self.url or "").startswith(_POSTGRES) and (self.password or self.ca):
+            raise ValueError("password and ca belong to a server's url")
+        if self.columns.path is None and self.images is not None:
+            raise ValueError("images belongs to columns.path")
+        if self.columns.path is not None and self.images is None and self.folder is None:
+            raise ValueError("name the folder of the images")
+        return self
 
     @model_validator(mode="after")
     def _divided_in_one_way(self) -> Self:
@@ -243,6 +302,11 @@ class SiteConfig(Part):
     def egress_file(self) -> Path:
         """Where what left is written down."""
         return self.state / "egress.jsonl"
+
+    @property
+    def data_report_file(self) -> Path:
+        """Where the last report of the data is."""
+        return self.state / "data-report.json"
 
     @property
     def backbones_folder(self) -> Path:

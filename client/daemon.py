@@ -37,6 +37,7 @@ from common.identity import Identity
 from common.link.records import from_records, to_records
 from common.logs import log
 from common.messages import Stage, peek_study
+from common.secagg import Terms as AggregationTerms
 from common.study import Digest, Kind
 
 _log = log("consilium.daemon")
@@ -57,6 +58,7 @@ class Daemon:
     ledger  the hospital's own, over all studies
     record  told of everything that leaves before it does
     kind    of the studies that are run; a hospital's daemon refuses simulations (RULES 15)
+    current returns the site's file as it is now: its policy and its verified peers are read anew as a study is opened
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class Daemon:
         record: Callable[[EgressEntry], None],
         kind: Kind = Kind.DEPLOYMENT,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        current: Callable[[], SiteConfig] | None = None,
     ) -> None:
+        self._current = current or (lambda: config)
         self._config, self._identity, self._make, self._ledger = config, identity, make, ledger
         self._record, self._kind, self._clock = record, kind, clock
         self._open: dict[Digest, _Open] = {}
@@ -154,7 +158,9 @@ class Daemon:
 
     def _opened(self, agreed: Agreement) -> _Open:
         config, name = self._config, agreed.digest[:16]
-        gate = self._gate(agreed)
+        gate, verified = self._gate(agreed), self._current().verified_in(agreed.study)
+        # Before a model is made: this is the one reason that a person here mends while the daemon runs.
+        AggregationTerms.from_study(agreed.study).check_reachable(config.site_id, verified)
         with contextlib.ExitStack() as stack:
             config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
             journal = stack.enter_context(
@@ -169,7 +175,7 @@ class Daemon:
                 self._identity,
                 self._make(agreed),
                 self._ledger,
-                verified=config.verified_in(agreed.study),
+                verified=verified,
                 account=config.account,
                 clock=self._clock,
                 journal=journal,
@@ -182,7 +188,8 @@ class Daemon:
 
     def _gate(self, agreed: Agreement) -> Gate:
         """Return what each request has to pass; raises CSL-160 for a study that the policy forbids altogether."""
-        config, study = self._config, agreed.study
+        policy = self._current().policy
+        config, study = self._config.model_copy(update={"policy": policy}), agreed.study
         found = violations(study, config, book=None, now=self._clock(), kind=self._kind)
         if found or config.policy is None:
             raise ConsiliumError(errors.POLICY_FORBIDS, "; ".join(map(str, found)))

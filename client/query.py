@@ -14,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 
+from client.table import BATCH_ROWS, TextColumn, collect
 from common import errors
 from common.errors import ConsiliumError
 
@@ -50,44 +51,59 @@ _SPEAKS_OF_SQL = (
 _NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
 
 
-def run_query(sql: str, data_dir: Path) -> dict[str, tuple[object, ...]]:
-    """Return the result's columns by name, in order; raises CSL-501 or CSL-502.
+def run_query(sql: str, data_dir: Path, wanted: Mapping[str, str]) -> dict[str, TextColumn]:
+    """Return the columns wanted, by name; see :func:`client.table.collect`, also for the errors beside CSL-502.
 
-    Relative paths in the query are below ``data_dir``: the process's working directory is changed while the query runs,
-    so this must not run beside another thread that opens relative paths.
+    Only what is wanted is read, and a batch of rows at a time. Relative paths in the query are below ``data_dir``: the
+    process's working directory is changed while the query runs, so this must not run beside another thread that opens
+    relative paths.
     """
     folder = data_dir.resolve()
     if not folder.is_dir():
         raise ConsiliumError(errors.DATA_QUERY, f"{data_dir} is not a folder")
-    _check_only_reads(sql)
-    with _fenced(folder) as connection, contextlib.chdir(folder):
-        try:
-            result = connection.execute(sql)
-            names = [str(item[0]) for item in result.description]
-            rows = result.fetchall()
-        except duckdb.PermissionException as error:
-            raise ConsiliumError(errors.DATA_FORBIDDEN, _first_line(error)) from error
-        except duckdb.Error as error:
-            raise ConsiliumError(errors.DATA_QUERY, _first_line(error)) from error
-    if len(set(names)) != len(names):
-        raise ConsiliumError(errors.DATA_QUERY, "two columns of the result have one name")
-    return {name: tuple(row[i] for row in rows) for i, name in enumerate(names)}
+    check_only_reads(sql)
+    with _fenced(folder) as connection, contextlib.chdir(folder), _coded():
+        names = [str(row[0]) for row in connection.execute(f"DESCRIBE {sql}").fetchall()]
+        collect(names, (), wanted)  # before anything is read
+        chosen = ", ".join(_quoted(name) for name in wanted)
+        connection.execute(f"SELECT {chosen} FROM (\n{_without_semicolon(sql)}\n)")  # noqa: S608 - fenced in
+        return collect(tuple(wanted), _batches(connection), wanted)
 
 
-def text_column(rows: Mapping[str, tuple[object, ...]], role: str, name: str) -> tuple[str | None, ...]:
-    """Return a column of a result as text, None for NULL.
+def check_one_select(sql: str) -> None:
+    """Refuse what DuckDB's parser reads as anything but one SELECT; raises CSL-501 where it reads nothing, CSL-502."""
+    with contextlib.closing(duckdb.connect(":memory:")) as connection, _coded():
+        statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise ConsiliumError(errors.DATA_FORBIDDEN, f"{len(statements)} statements; one is allowed")
+    if statements[0].type is not duckdb.StatementType.SELECT:
+        raise ConsiliumError(errors.DATA_FORBIDDEN, f"{statements[0].type.name} is not SELECT")
 
-    role   what the column is for, as the field that names it is called
 
-    Raises CSL-503 for a column that is not there, CSL-505 for one that is neither text nor whole numbers.
-    """
-    if name not in rows:
-        raise ConsiliumError(errors.DATA_COLUMN, f"{role} = {name!r}; the query returns {', '.join(rows)}")
-    kinds = {type(value) for value in rows[name]} - {str, int, type(None)}
-    if kinds:
-        kind = sorted(kind.__name__ for kind in kinds)[0]
-        raise ConsiliumError(errors.DATA_VALUE, f"{role}: {name!r} is {kind}; read or cast it as VARCHAR")
-    return tuple(None if value is None else str(value) for value in rows[name])
+def _batches(connection: duckdb.DuckDBPyConnection) -> Iterator[list[tuple[object, ...]]]:
+    while rows := connection.fetchmany(BATCH_ROWS):
+        yield rows
+
+
+@contextlib.contextmanager
+def _coded() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.PermissionException as error:
+        raise ConsiliumError(errors.DATA_FORBIDDEN, _first_line(error)) from error
+    except duckdb.Error as error:
+        raise ConsiliumError(errors.DATA_QUERY, _first_line(error)) from error
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _without_semicolon(sql: str) -> str:
+    """Return one statement without what ends it, so that it can stand in parentheses."""
+    raw = sql.encode()
+    ends = (at for at, kind in duckdb.tokenize(sql) if kind == duckdb.token_type.operator and raw[at : at + 1] == b";")
+    return raw[: next(ends, len(raw))].decode()
 
 
 @contextlib.contextmanager
@@ -101,6 +117,8 @@ def _fenced(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             "allow_community_extensions = false",
             "python_enable_replacements = false",
             "temp_directory = ''",
+            # It would be drawn on stdout, which commands keep for their result.
+            "enable_progress_bar = false",
             f"allowed_directories = ['{str(folder).replace(chr(39), chr(39) * 2)}/']",
             "enable_external_access = false",
             "lock_configuration = true",
@@ -111,17 +129,10 @@ def _fenced(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         connection.close()
 
 
-def _check_only_reads(sql: str) -> None:
+def check_only_reads(sql: str) -> None:
     """Refuse whatever is not one SELECT of reading nodes and reading table functions; raises CSL-501, CSL-502."""
+    check_one_select(sql)
     with contextlib.closing(duckdb.connect(":memory:")) as connection:
-        try:
-            statements = connection.extract_statements(sql)
-        except duckdb.Error as error:
-            raise ConsiliumError(errors.DATA_QUERY, _first_line(error)) from error
-        if len(statements) != 1:
-            raise ConsiliumError(errors.DATA_FORBIDDEN, f"{len(statements)} statements; one is allowed")
-        if statements[0].type is not duckdb.StatementType.SELECT:
-            raise ConsiliumError(errors.DATA_FORBIDDEN, f"{statements[0].type.name} is not SELECT")
         row = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
     tree = json.loads(row[0]) if row else {"error": True}
     if tree.get("error"):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
 
 import numpy as np
 
 from client.config import SiteConfig
 from client.data import Examples
-from client.query import run_query, text_column
+from client.sources import Role, read_columns
+from client.table import TextColumn
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import Identity
@@ -26,8 +28,10 @@ SPLIT_PURPOSE = "consilium/v1/split"
 _SIDES = ("train", "validation", "test")
 _log = logging.getLogger("consilium.records")
 
+Row = tuple[str | None, str | None, str | None, str | None]
+"""Unit, content, label and side, as they were read."""
 _Row = tuple[str, str, str, str]
-"""Unit (or nothing), text, label and side: in this order rows are sorted."""
+"""The same of a record that can be read: in this order they are sorted."""
 
 
 def load(config: SiteConfig, study: Study, identity: Identity) -> tuple[Examples, Examples]:
@@ -62,23 +66,41 @@ def side_of(key: bytes, unit: str, text: str, *, test: float) -> str:
     return "test" if place < test * 2.0**64 else "train"
 
 
+def each(columns: Mapping[Role, TextColumn], content: Role) -> Iterator[Row]:
+    """Yield the rows of a result; what no column says is empty.
+
+    content  the role of the record itself, text or path
+    """
+    size = len(columns["label"])
+    roles: tuple[Role, ...] = ("unit", content, "label", "split")
+    return zip(*(columns[role] if role in columns else repeat("", size) for role in roles), strict=True)
+
+
+def lacking(row: Row, columns: Mapping[Role, TextColumn]) -> Role | None:
+    """Return the first role of which a row has nothing, None where it can be read."""
+    unit, content, label, side = row
+    if content is None or not content.strip():
+        return "text" if "text" in columns else "path"
+    if label is None:
+        return "label"
+    if unit is None or ("unit" in columns and not unit.strip()):
+        return "unit"
+    return "split" if side is None else None
+
+
 def _read(config: SiteConfig, study: Study) -> list[_Row]:
     columns = config.data.columns
     if columns.unit is None and study.privacy.unit is Unit.PATIENT:
         raise ConsiliumError(errors.DATA_COLUMN, "data.columns.unit: the study hides patients, so name their column")
-    result = run_query(config.data.query, config.data.folder)
-    texts = text_column(result, "data.columns.text", columns.text)
-    labels = text_column(result, "data.columns.label", columns.label)
-    nothing = ("",) * len(texts)
-    units = nothing if columns.unit is None else text_column(result, "data.columns.unit", columns.unit)
-    sides = nothing if columns.split is None else text_column(result, "data.columns.split", columns.split)
+    if columns.text is None:
+        raise ConsiliumError(errors.DATA_COLUMN, "data.columns.text: the study's task reads texts")
+    read = read_columns(config.data)
     rows = []
-    for unit, text, label, side in zip(units, texts, labels, sides, strict=True):
-        if unit is None or text is None or label is None or side is None or not text.strip():
-            continue
-        if columns.unit is not None and not unit.strip():
-            continue
-        rows.append((unit, text, label, side))
+    for row in each(read, "text"):
+        if lacking(row, read) is None:
+            unit, text, label, side = row
+            rows.append((unit or "", text or "", label or "", side or ""))
+    texts = read["text"]
     if len(rows) < len(texts):
         _log.warning("%d of %d records cannot be read and are left out", len(texts) - len(rows), len(texts))
     _check_labels({label for _, _, label, _ in rows}, study)

@@ -232,7 +232,7 @@ def _travels(study: Study, coordinates: int | None) -> TravelLine:
             # The site would not start; `check` says so.
             up = None
     adapter = study.adapter
-    layers = f"of the last {adapter.last_layers} layers" if adapter.last_layers else "of all layers"
+    layers = f"of the last {adapter.last_layers} layer(s)" if adapter.last_layers else "of all layers"
     spec = f"{adapter.method}, rank {adapter.rank} on {', '.join(adapter.targets)} {layers}"
     plain = adapter.method if adapter.method == "head-only" else f"{adapter.method} {layers}"
     return TravelLine(

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.review import Verdict
+from common.console import printable
 from common.privacy.statement import rounded_up
 
 _LONG = 40
@@ -22,13 +23,15 @@ def page(verdict: Verdict) -> RenderableType:
     head = Table.grid(expand=True)
     head.add_column(ratio=1, overflow="fold")
     head.add_column(justify="right", no_wrap=True)
-    head.add_row(Text(verdict.title, style="bold"), Text(said, style="bold green" if allowed else "bold red"))
+    head.add_row(
+        Text(printable(verdict.title), style="bold"), Text(said, style="bold green" if allowed else "bold red")
+    )
     body = Table.grid(padding=(0, 2), pad_edge=False)
     body.add_column(style="bold", no_wrap=True)
     body.add_column(overflow="fold")
     for heading, lines in _SECTIONS.items():
         for place, line in enumerate(lines(verdict)):
-            body.add_row("" if place else heading, line)
+            body.add_row("" if place else heading, Text(printable(line.plain), style=line.style))
     return Group(head, body)
 
 
@@ -46,7 +49,7 @@ def _purpose_lines(verdict: Verdict) -> Iterator[Text]:
 def _backbone_lines(verdict: Verdict) -> Iterator[Text]:
     line = verdict.backbone
     size = "not on this machine" if line.megabytes is None else f"{line.megabytes:.1f} MB here"
-    yield Text(f"{line.name}, revision {line.revision}, from {line.source}; {line.files} files, {size}")
+    yield Text(f"{line.name}, revision {line.revision}, from {line.source}; {line.files} file(s), {size}")
     yield Text(f"licence {line.licence}; trained on: {line.training_data}")
 
 
@@ -95,7 +98,7 @@ def _cohort_lines(verdict: Verdict) -> Iterator[Text]:
         yield Text(f"this site would not take part yet: {line.obstacle}", style="yellow")
     for peer in line.peers:
         yield Text(
-            f"{peer.fingerprint}  {peer.standing:<12}  {peer.site}, {peer.band:,}",
+            f"{peer.fingerprint}  {peer.standing:<12}  {peer.site}, band {peer.band:,}",
             style="yellow" if peer.standing == "not verified" else "",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -26,12 +27,13 @@ def run(
 ) -> None:
     """Answer the operator for the studies that were approved here, until told to stop."""
     with coded_errors():
-        serve(SiteConfig.load(config), _prepared)
+        serve(config, _prepared)
 
 
-def serve(config: SiteConfig, make: Make, *, kind: Kind = Kind.DEPLOYMENT) -> None:
+def serve(file: Path, make: Make, *, kind: Kind = Kind.DEPLOYMENT) -> None:
     """Run the daemon until SIGTERM or SIGINT.
 
+    file  the site's; its policy, verified peers and certificate may change while the daemon runs
     make  makes what a site computes under a study
     kind  of the studies that are run
     """
@@ -42,12 +44,17 @@ def serve(config: SiteConfig, make: Make, *, kind: Kind = Kind.DEPLOYMENT) -> No
     from common.link.node import NodeLink, Server, client_tls
     from common.logs import log, to_stderr
 
+    config = SiteConfig.load(file)
     passphrase = read_passphrase(config.keys.passphrase)
     identity = read_identity(config.keys.identity, passphrase)
     node_key = read_node_key(config.keys.node, passphrase)
     link = config.link
     ca, certificate, key = (None if place is None else str(place) for place in (link.ca, link.certificate, link.key))
-    tls = client_tls(ca, certificate, key, passphrase)
+
+    def tls() -> ssl.SSLContext:
+        return client_tls(ca, certificate, key, passphrase)
+
+    server = Server(link.server, tls(), link.proxy, renewed=tls)
     to_stderr()
     told = log("consilium.link")
     with contextlib.ExitStack() as stack:
@@ -55,7 +62,13 @@ def serve(config: SiteConfig, make: Make, *, kind: Kind = Kind.DEPLOYMENT) -> No
         egress = stack.enter_context(EgressLog(config.egress_file))
         ledger = stack.enter_context(SqliteLedger(config.ledger_file, config.ledger.anchor))
         daemon = Daemon(
-            config, identity, lambda agreed: make(config, agreed, identity), ledger, record=egress.payload, kind=kind
+            config,
+            identity,
+            lambda agreed: make(config, agreed, identity),
+            ledger,
+            record=egress.payload,
+            kind=kind,
+            current=lambda: SiteConfig.load(file),
         )
         stack.callback(daemon.close)
 
@@ -66,7 +79,7 @@ def serve(config: SiteConfig, make: Make, *, kind: Kind = Kind.DEPLOYMENT) -> No
                 told.warning("link", code=error.code, detail=str(error))
 
         node = NodeLink(
-            Server(link.server, tls, link.proxy),
+            server,
             node_key,
             daemon,
             write=egress.control,

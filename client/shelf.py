@@ -184,12 +184,10 @@ def withdraw(config: SiteConfig, one: Known, now: datetime) -> None:
         (folder / APPROVAL).unlink(missing_ok=True)
         sync_folder(folder)
         for running in one.running:
-            gone = running.with_name(f".{running.name}.withdrawn")
-            shutil.rmtree(gone, ignore_errors=True)
-            # Away in one step: the daemon never reads half a study.
-            running.rename(gone)
-            sync_folder(running.parent)
-            shutil.rmtree(gone)
+            # Without this file a folder is no study any more, whatever a crash leaves of it.
+            (running / "study.json").unlink()
+            sync_folder(running)
+            shutil.rmtree(running)
 
 
 def _taken_in(config: SiteConfig, one: Known) -> Path:

@@ -20,7 +20,7 @@ from client.review import judge, review
 from client.review_page import page
 from client.shelf import Known
 from common import errors
-from common.console import BAD_INPUT, coded_errors
+from common.console import BAD_INPUT, coded_errors, printable
 from common.errors import ConsiliumError
 from common.identity import fingerprint
 from common.keystore import read_identity, read_passphrase
@@ -51,7 +51,9 @@ def list_(home: Home = HERE, json: Json = False) -> None:
         studies, unreadable = shelf.known(config)
     lines = [_line(one) for one in studies]
     for bad in unreadable:
-        Console(stderr=True).print(f"{bad.folder}: {bad.error}", style="yellow", markup=False, soft_wrap=True)
+        Console(stderr=True).print(
+            printable(f"{bad.folder}: {bad.error}"), style="yellow", markup=False, soft_wrap=True
+        )
     if json:
         typer.echo("[" + ",\n".join(line.model_dump_json() for line in lines) + "]")
         return
@@ -59,7 +61,7 @@ def list_(home: Home = HERE, json: Json = False) -> None:
     for heading in ("study", "state", "until", "title"):
         table.add_column(heading, no_wrap=heading != "title", overflow="fold")
     for line in lines:
-        table.add_row(line.study[:12], line.state, line.expires[:10], line.title)
+        table.add_row(line.study[:12], line.state, line.expires[:10], printable(line.title))
     Console(markup=False, highlight=False).print(table if lines else "no study is known here")
 
 
@@ -79,7 +81,7 @@ def review_(
         config = _config(home)
         one = shelf.find(config, study)
         if full:
-            typer.echo(statement(one.study, config.site_id))
+            typer.echo("\n".join(map(printable, statement(one.study, config.site_id).split("\n"))))
             return
         coordinates = _count(one, config) if model else None
         verdict = review(one, config, shelf.known(config)[0], datetime.now(UTC), coordinates=coordinates)
@@ -119,7 +121,7 @@ def withdraw(study: Named, home: Home = HERE, yes: Yes = False, json: Json = Fal
         config = _config(home)
         one = shelf.find(config, study)
         if not yes:
-            typer.confirm(f"Withdraw from study {one.digest[:12]}, {one.study.title}?", abort=True, err=True)
+            typer.confirm(f"Withdraw from study {one.digest[:12]}, {printable(one.study.title)}?", abort=True, err=True)
         shelf.withdraw(config, one, datetime.now(UTC))
     if json:
         typer.echo(json_module.dumps({"study": one.digest, "state": shelf.State.WITHDRAWN.value}))

@@ -118,6 +118,15 @@ STUDY_UNKNOWN = Fault(
     "CSL-163", "study", "no study here is so named", "see consilium-client study list, and give more digits"
 )
 STUDY_UNWRITABLE = Fault("CSL-164", "study", "a file of a study cannot be written", "check who may write there")
+BACKUP_INVALID = Fault(
+    "CSL-170",
+    "backup",
+    "the passphrase is wrong, or the file is not the backup that was written",
+    "give the passphrase that the keys had then; else take another backup",
+)
+BACKUP_UNWRITABLE = Fault(
+    "CSL-171", "backup", "a backup, or what belongs into it, cannot be read or written", "free space and check who may"
+)
 
 # 2xx  privacy, ledger ----------------------------------------------------------------------------------------------
 PRIVACY_PARAMETER = Fault("CSL-201", "privacy", "a privacy parameter is out of range", "correct the value named")
@@ -204,12 +213,17 @@ DATA_QUERY = Fault("CSL-501", "data", "the query cannot be run", "correct the SE
 DATA_FORBIDDEN = Fault(
     "CSL-502",
     "data",
-    "the query is not one SELECT over files in the data folder",
+    "what was asked is not one SELECT that only reads, over files in the data folder or a database",
     "read only, and only below the data folder",
 )
 DATA_COLUMN = Fault("CSL-503", "data", "a column named is not in the query's result", "correct the column roles")
 DATA_EMPTY = Fault("CSL-504", "data", "a site has no data", "correct the query, or leave the site out")
 DATA_VALUE = Fault("CSL-505", "data", "a value has the wrong type or is missing", "convert it in the query")
+DATA_SOURCE = Fault(
+    "CSL-506", "data", "the database cannot be read", "check its address, its account's rights and the password"
+)
+DATA_MISSING_PACKAGE = Fault("CSL-507", "data", "what this needs is not installed", "install the extra named")
+DATA_UNWRITABLE = Fault("CSL-508", "data", "the report cannot be written", "free space and check who may write there")
 SCENARIO_UNREADABLE = Fault("CSL-510", "scenario", "the file is not valid TOML", "correct the line named")
 SCENARIO_INVALID = Fault(
     "CSL-511", "scenario", "a field is missing, unknown or out of range", "correct the field named"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from common.console import coded_errors
-from server import commands, study_cli
+from server import backup, commands, study_cli
 from server.config import ServerConfig
 
 app = typer.Typer(
@@ -68,6 +68,8 @@ for _command in (
     commands.doctor,
     commands.console,
     commands.release,
+    backup.backup,
+    backup.restore,
 ):
     app.command()(_command)
 app.add_typer(study_cli.app, name="study")

@@ -5,7 +5,9 @@ Beside the approvals nothing is decided here. A study that all have approved is 
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ STOPPED = ".stopped"
 """Folder among the studies with an empty file for each that is to stop, named by the first 16 digits of its digest."""
 _log = log("consilium.offers")
 _ANSWER_SECONDS = 15.0
+_ASK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Offering:
 
     folder   of offers; ``studies`` is where they go once all have approved
     node_of  returns the node under which a site was admitted, None for none: where to send, never who it is
+    every    seconds after which a site that has not approved is asked again
     """
 
     def __init__(
@@ -75,9 +79,13 @@ class Offering:
         operator: Identity,
         witnesses: Witnesses,
         node_of: Callable[[SiteId], int | None],
+        *,
+        every: float = _ASK_SECONDS,
     ) -> None:
+        self._every = every
         self._folder, self._studies, self._operator = folder, studies, operator
         self._witnesses, self._node_of = witnesses, node_of
+        self._asked_at: dict[tuple[Digest, int], float] = {}
 
     def exchange(self, grid: Grid) -> None:
         """Ask every connected site for its approval of what it has not approved; tell all of what all have."""
@@ -123,7 +131,7 @@ class Offering:
         requests = {
             node: letters.envelope(Stage.OFFER, site, 0, 0, parts)
             for node, site in self._on(here, offer.study).items()
-            if site in missing
+            if site in missing and self._is_due(offer.digest, node)
         }
         given = (
             Approval(SiteId(reply.sender), offer.digest, Signature(reply.parts[APPROVAL_PART]))
@@ -131,6 +139,14 @@ class Offering:
             if reply.parts.get(APPROVAL_PART)
         )
         return tuple(_holding(offer.study, given))
+
+    def _is_due(self, digest: Digest, node: int) -> bool:
+        """Return whether to ask a site again: people take hours to approve, and each asking is a line in its log."""
+        now = time.monotonic()
+        if now - self._asked_at.get((digest, node), -math.inf) < self._every:
+            return False
+        self._asked_at[digest, node] = now
+        return True
 
     def _on(self, nodes: Collection[int], study: Study) -> Mapping[int, SiteId]:
         places = {member.site_id: self._node_of(member.site_id) for member in study.roster}

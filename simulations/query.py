@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from client.query import run_query, text_column
+from client.query import run_query
 from common import errors
 from common.errors import ConsiliumError
 from simulations.records import Records
@@ -19,10 +19,19 @@ def read_records(sql: str, columns: Columns, split: str | None, data_dir: Path) 
     Raises CSL-501 for SQL that does not run, CSL-502 for what is not one SELECT below ``data_dir``, CSL-503 for a
     missing column, CSL-505 for a missing or empty value.
     """
-    rows = run_query(sql, data_dir)
+    roles = {
+        "columns.text": (columns.text,),
+        "columns.label": (columns.label,),
+        "columns.site": (columns.site,),
+        "columns.unit": (columns.unit,),
+        "columns.group": (columns.group,),
+        "split.column": (split,),
+        "columns.subgroups": columns.subgroups,
+    }
+    rows = run_query(sql, data_dir, {name: role for role, names in roles.items() for name in names if name is not None})
 
     def column(role: str, name: str) -> tuple[str, ...]:
-        values = text_column(rows, role, name)
+        values = rows[name]
         filled = tuple(value for value in values if value is not None)
         if len(filled) != len(values):
             raise ConsiliumError(errors.DATA_VALUE, f"{role}: a value of {name!r} is NULL")

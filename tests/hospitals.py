@@ -37,10 +37,11 @@ WORKED: dict[str, object] = {"kind": "deployment", "expires": "2099-01-01T00:00:
 
 @dataclass
 class Hospital:
-    """The first site of a study, its folders below ``home``; ``made`` counts the workloads that its daemon made."""
+    """One site of a study, its folders below ``home``; ``made`` counts the workloads that its daemon made."""
 
     home: Path
     signed: Signed
+    site: SiteId = SITE
     made: list[SiteId] = field(default_factory=list)
     left: list[EgressEntry] = field(default_factory=list)
 
@@ -67,12 +68,18 @@ class Hospital:
 
     def daemon(self, *, now: datetime = NOW, kind: Kind = Kind.DEPLOYMENT) -> Daemon:
         def make(_: object) -> KnownWorkload:
-            self.made.append(SITE)
+            self.made.append(self.site)
             return KnownWorkload(np.zeros(DIMENSION, dtype=np.float32), np.array([3, 2], dtype=np.int64))
 
         ledger = SqliteLedger(self.config.ledger_file)
         return Daemon(
-            self.config, self.signed.sites[SITE], make, ledger, record=self.left.append, kind=kind, clock=lambda: now
+            self.config,
+            self.signed.sites[self.site],
+            make,
+            ledger,
+            record=self.left.append,
+            kind=kind,
+            clock=lambda: now,
         )
 
     def spent(self) -> float:
@@ -80,15 +87,15 @@ class Hospital:
             return ledger.balances()[0].epsilon_committed
 
 
-def hospital(home: Path, signed: Signed | None = None, *, policy: str = OPEN) -> Hospital:
-    """Make the home of the study's first site, with an open account and every peer verified; nothing is offered yet."""
+def hospital(home: Path, signed: Signed | None = None, *, policy: str = OPEN, site: SiteId = SITE) -> Hospital:
+    """Make the home of a study's site, with an open account and every peer verified; nothing is offered yet."""
     signed = signed or signed_study(4, **WORKED)
     peers = "\n".join(
-        f'"{site}" = "{fingerprint(identity.public_key)}"' for site, identity in signed.sites.items() if site != SITE
+        f'"{peer}" = "{fingerprint(identity.public_key)}"' for peer, identity in signed.sites.items() if peer != site
     )
     home.mkdir(parents=True, exist_ok=True)
     (home / "site.toml").write_text(f"""
-site = "{SITE}"
+site = "{site}"
 operator = "{signed.operator.public_key.hex()}"
 state = "state"
 studies = "studies"
@@ -106,11 +113,11 @@ columns = {{ text = "t", label = "l" }}
 [verified]
 {peers}
 """)
-    write_identity(home / "identity.pem", signed.sites[SITE], PASSPHRASE.encode())
+    write_identity(home / "identity.pem", signed.sites[site], PASSPHRASE.encode())
     (home / "state").mkdir()
     with SqliteLedger(home / "state" / "ledger.sqlite") as ledger:
         ledger.open_account("default", population="p", unit=Unit.RECORD, epsilon=EPSILON, delta=1e-4)
-    return Hospital(home, signed)
+    return Hospital(home, signed, site)
 
 
 def ask(daemon: Daemon, signed: Signed) -> Message:

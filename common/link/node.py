@@ -65,11 +65,13 @@ class Server:
     address  host:port
     tls      verifies the server; carries the site's own certificate where the server wants one
     proxy    URL of an HTTP proxy, through which the TLS connection is tunnelled; None for none
+    renewed  returns the context anew for each connection, so that a renewed certificate is used from the next on
     """
 
     address: str
     tls: ssl.SSLContext
     proxy: str | None = None
+    renewed: Callable[[], ssl.SSLContext] | None = None
 
 
 def client_tls(
@@ -163,13 +165,12 @@ class NodeLink:
     def _connected(self) -> Iterator[FleetHttpClient]:
         public = node_key_bytes(self._key.public_key())
         auth = NodeAuthHttpInterceptor(self._key, self._key.public_key())
-        with FleetHttpClient(
-            f"https://{self._server.address}", interceptors=[auth, self._gate], verify=self._server.tls
-        ) as client:
+        tls = self._server.tls if self._server.renewed is None else self._server.renewed()
+        with FleetHttpClient(f"https://{self._server.address}", interceptors=[auth, self._gate], verify=tls) as client:
             # Flower's own follows redirects, reads proxies from the environment and bounds no response.
             client._client.close()
             client._client = httpx.Client(
-                transport=_Bounded(verify=self._server.tls, proxy=self._server.proxy),
+                transport=_Bounded(verify=tls, proxy=self._server.proxy),
                 timeout=_CALL_SECONDS,
                 trust_env=False,
                 follow_redirects=False,

@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(side: str, file: Path, *, until_idle: bool) -> int:
     if side == "site":
-        serve(SiteConfig.load(file), _rehearsed, kind=Kind.SIMULATION)
+        serve(file, _rehearsed, kind=Kind.SIMULATION)
         return 0
     config = ServerConfig.load(file)
     passphrase = read_passphrase(config.keys.passphrase)

@@ -213,3 +213,76 @@ def test_a_peer_is_verified_by_its_key_and_not_by_its_name(folder: Path) -> None
     )
     config = load(folder, LEAST.replace('state = "state"', f'state = "state"\n{known}'))
     assert config.verified_in(made.study) == {first.site_id}
+
+
+DATABASE = """url = "postgresql+pg8000://reader@db.example:5432/notes"
+password = "credential:notes"
+ca = "db.pem"
+"""
+
+
+def test_records_may_be_in_a_database_whose_password_is_elsewhere(folder: Path) -> None:
+    data = load(folder, changed('folder = "data"\n', f'name = "cardiology-notes"\n{DATABASE}')).data
+    assert (data.folder, data.password, data.ca, data.name) == (
+        None,
+        "credential:notes",
+        folder / "db.pem",
+        "cardiology-notes",
+    )
+    data = load(folder, changed('folder = "data"', 'url = "sqlite:///data/notes.sqlite"')).data
+    assert data.url == f"sqlite:///{folder}/data/notes.sqlite"
+    data = load(
+        folder, changed('folder = "data"', 'url = "postgresql+pg8000://reader@/notes?unix_sock=/run/db/.s.PGSQL.5432"')
+    ).data
+    assert data.name == "records"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+pg8000://reader:hunter2@db/notes",
+        "postgresql+pg8000://reader@db/notes?password=hunter2",
+        "postgresql+pg8000://reader@db/notes?ssl_context=hunter2",
+        "postgresql+pg8000://reader@/notes",
+        "postgresql+pg8000://db/notes",
+        "postgresql://reader@db/notes",
+        "mysql://reader@hunter2/notes",
+        "sqlite://",
+        "sqlite:///",
+        "hunter2",
+    ],
+)
+def test_an_address_with_a_secret_or_of_an_unknown_kind_is_refused_unrepeated(folder: Path, url: str) -> None:
+    error = refused(folder, changed('folder = "data"', f'url = "{url}"'))
+    assert error.code == "CSL-531"
+    assert "data.url" in str(error)
+    assert "hunter2" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('folder = "data"', ""),
+        ('folder = "data"', f'folder = "data"\n{DATABASE}'),
+        ('folder = "data"', 'folder = "data"\npassword = "env:SECRET"'),
+        ('folder = "data"', 'url = "sqlite:///notes.sqlite"\npassword = "env:SECRET"'),
+        ('folder = "data"', DATABASE.replace("credential:notes", "hunter2")),
+        ('folder = "data"', 'folder = "data"\nimages = "images"'),
+        ('text = "note",', ""),
+        ('text = "note",', 'text = "note", path = "file",'),
+        ('folder = "data"\n', ""),
+    ],
+)
+def test_a_source_is_one_and_whole(folder: Path, old: str, new: str) -> None:
+    error = refused(folder, changed(old, new))
+    assert error.code == "CSL-531"
+    assert "data" in str(error)
+    assert "hunter2" not in str(error)
+
+
+def test_images_of_a_database_need_a_folder(folder: Path) -> None:
+    paths = changed('text = "note",', 'path = "file",')
+    assert load(folder, paths).data.images_folder == folder / "data"
+    there = changed('folder = "data"', 'url = "sqlite:///notes.sqlite"\nimages = "pacs"', paths)
+    assert load(folder, there).data.images_folder == folder / "pacs"
+    assert refused(folder, changed('\nimages = "pacs"', "", there)).code == "CSL-531"

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
+from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from client import enrolment
+from client import enrolment, shelf
 from client.cli import app
 from client.config import SiteConfig
 from client.gate import Gate, allow
+from client.ledger import SqliteLedger
 from client.policy import Policy, Rule, violations
 from client.purposes import TERMS, beyond_consent
-from common import errors
 from common.errors import ConsiliumError
-from common.identity import Identity, SiteId
+from common.identity import Identity
+from common.link.inprocess import OPERATOR_NODE, InProcessGrid
 from common.messages import OPERATOR, Envelope, Stage
 from common.payloads import dump_round
-from tests.federations import federation
+from server.coordinator import Coordinator
+from server.witnesses import MemoryWitnesses
+from tests.federations import DIMENSION
 from tests.hospitals import SITE, WORKED, Hospital, ask, hospital
 from tests.policies import OPEN
 from tests.studies import NOW, Signed, signed_study
@@ -350,17 +356,65 @@ def test_outside_the_hours_of_this_machine_nothing_is_computed(tmp_path: Path) -
         gate(tmp_path, signed, now=now, hours=[shut])(Stage.FIT, fit(signed, 0))
 
 
-def test_what_the_gate_refuses_costs_nothing_and_the_sum_goes_on_without_the_site() -> None:
-    """One of five sites is not permitted: the others' sum is right, and its ledger has no charge."""
-    made = federation(5)
-    shut = SiteId("site-002")
+def test_a_study_that_was_withdrawn_while_it_was_open_is_computed_for_no_more(tmp_path: Path) -> None:
+    signed = signed_study()
+    with pytest.raises(ConsiliumError, match="CSL-107"):
+        gate(tmp_path, signed, is_here=False)(Stage.FIT, fit(signed, 0))
 
-    def refuse(stage: Stage, _request: Envelope) -> None:
-        raise ConsiliumError(errors.POLICY_HOURS, stage.value)
 
-    made.sites[shut]._permit = refuse
-    outcome = made.run()
-    assert all(shut not in record.survivors and len(record.survivors) == 4 for record in outcome.rounds)
-    assert made.workloads[shut].seen == []
-    assert made.ledgers[shut].charges(made.signed.study.digest) == ()
-    assert "CSL-161" in made.sites[shut].log.incidents[0]
+def rounds_of(
+    tmp_path: Path, change: Callable[[Hospital], None], after: Callable[[Hospital, int], None] = lambda *_: None
+) -> tuple[Hospital, list[bool]]:
+    """Run a study among five hospitals' daemons; returns the last of them, and in which rounds its update was."""
+    signed = signed_study(5, **WORKED)
+    places = [hospital(tmp_path / site, signed, site=site) for site in sorted(signed.sites)]
+    last = places[-1]
+    change(last)
+    for place in places:
+        place.agree(signed)
+    daemons = [place.daemon() for place in places]
+    coordinator = Coordinator(
+        signed.agreement,
+        signed.operator,
+        np.zeros(DIMENSION, dtype=np.float32),
+        witnesses=MemoryWitnesses(),
+        on_round=lambda record, _vector: after(last, record.round_index),
+    )
+    nodes = {OPERATOR_NODE + 1 + at: cast(ClientApp, daemon) for at, daemon in enumerate(daemons)}
+    outcome = coordinator.run(InProcessGrid(nodes))
+    for daemon in daemons:
+        daemon.close()
+    return last, [last.site in record.survivors for record in outcome.rounds]
+
+
+def charges(place: Hospital) -> list[Stage]:
+    with SqliteLedger(place.config.ledger_file) as ledger:
+        return [key.stage for key in ledger.charges(place.signed.study.digest)]
+
+
+def test_a_site_is_in_those_rounds_that_were_allowed_by_hand_and_pays_for_no_other(tmp_path: Path) -> None:
+    def change(last: Hospital) -> None:
+        last.policy("manual_rounds = false", "manual_rounds = true")
+        allow(last.config.state, last.signed.study.digest, rounds=[2], evaluation=True)
+
+    last, took_part = rounds_of(tmp_path, change)
+    assert took_part == [False, True, False]
+    assert charges(last) == [Stage.FIT, Stage.COUNTS]
+
+
+def test_a_site_outside_its_hours_is_in_no_round_and_pays_for_none(tmp_path: Path) -> None:
+    local = NOW.astimezone()
+    shut = f"{(local.hour + 2) % 24:02d}:00-{(local.hour + 3) % 24:02d}:00"
+    last, took_part = rounds_of(tmp_path, lambda place: place.policy("00:00-24:00", shut))
+    assert took_part == [False, False, False]
+    assert charges(last) == []
+
+
+def test_a_site_that_withdraws_between_two_rounds_is_in_none_that_follows(tmp_path: Path) -> None:
+    def after(last: Hospital, index: int) -> None:
+        if index == 0:
+            shelf.withdraw(last.config, shelf.find(last.config, last.signed.study.digest), NOW)
+
+    last, took_part = rounds_of(tmp_path, lambda _: None, after)
+    assert took_part == [True, False, False]
+    assert charges(last) == [Stage.FIT]

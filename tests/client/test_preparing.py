@@ -13,11 +13,13 @@ import torch
 from flwr.app import Context, RecordDict
 
 from client import preflight, preparing
-from client.config import SiteConfig
+from client.config import Data, SiteConfig
 from client.fetching import cache_folder
 from client.ledger import MemoryLedger
 from client.preparing import prepare
 from client.site import Site
+from client.sources import Role
+from client.table import TextColumn
 from client.training.noise import SystemNoise
 from client.workload import TextWorkload
 from common import errors
@@ -99,10 +101,10 @@ def refused(act: Callable[[], object]) -> str:
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where a record would be read."""
 
-    def read(sql: str, folder: Path) -> dict[str, tuple[object, ...]]:
+    def read(data: Data) -> dict[Role, TextColumn]:
         raise AssertionError("a record was read")
 
-    monkeypatch.setattr("client.records.run_query", read)
+    monkeypatch.setattr("client.records.read_columns", read)
 
 
 def test_a_workload_trains_and_evaluates_on_the_records_of_the_query(

@@ -22,6 +22,7 @@ ALLOWED = frozenset(
 JUSTIFIED = {
     r"nvidia-.*|cuda-.*": "CUDA runtime that the public build of torch brings; nobody ships it on",
     r"atheris": "Apache-2.0 by the LICENSE in its wheel, which its metadata does not name; for fuzzing only",
+    r"cleanlab": "Apache-2.0 by the LICENSE in its wheel, the whole of which its metadata repeats without a name",
 }
 """Packages accepted whatever they state, by a pattern of their name, with the reason."""
 
@@ -35,6 +36,7 @@ _SPELLINGS = {
     "bsd license": "BSD-3-Clause",
     "bsd 2-clause license": "BSD-2-Clause",
     "3-clause bsd license": "BSD-3-Clause",
+    "bsd 3-clause license": "BSD-3-Clause",
     "bsd, public domain": "BSD-2-Clause AND LicenseRef-Public-Domain",
     "public domain": "LicenseRef-Public-Domain",
     "isc license": "ISC",

@@ -31,15 +31,28 @@ LIGHT = (
     "client.config",
     "client.console",
     "client.data",
+    "client.data_cli",
+    "client.data_quality",
+    "client.data_report",
+    "client.database",
     "client.egress",
     "client.egress_log",
     "client.fetching",
+    "client.gate",
+    "client.images",
     "client.ledger",
     "client.outbox",
+    "client.policy",
     "client.preparing",
     "client.query",
     "client.records",
+    "client.review",
+    "client.review_page",
+    "client.shelf",
     "client.site",
+    "client.study_cli",
+    "client.sources",
+    "client.table",
     "server.aggregation",
     "server.console",
     "server.coordinator",
@@ -71,7 +84,12 @@ def test_a_light_module_loads_without_the_machine_learning_stack(module: str) ->
 
 @pytest.mark.parametrize(
     ("module", "arguments"),
-    [("simulations.cli", ["--help"]), ("client.cli", ["--help"]), ("client.cli", ["ledger", "--help"])],
+    [
+        ("simulations.cli", ["--help"]),
+        ("client.cli", ["--help"]),
+        ("client.cli", ["ledger", "--help"]),
+        ("client.cli", ["data", "--help"]),
+    ],
 )
 def test_help_needs_no_machine_learning_stack_and_no_accountant(module: str, arguments: list[str]) -> None:
     program = f"""

@@ -37,7 +37,7 @@ class Parties:
     def offering(self) -> Offering:
         home = self.made.operator
         return Offering(
-            home / "offers", home / "studies", self.made.operator_identity, MemoryWitnesses(), self.nodes.get
+            home / "offers", home / "studies", self.made.operator_identity, MemoryWitnesses(), self.nodes.get, every=0.0
         )
 
     def exchange(self) -> None:

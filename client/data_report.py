@@ -1,0 +1,176 @@
+"""What a hospital's query returned, in figures for the hospital: kept on site and never sent anywhere.
+
+The fingerprint says whether two readings saw the same rows, in whatever order: evidence, and no more [RULES 8].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from client.config import Data
+from client.images import read_image
+from client.records import Row, each, lacking
+from client.sources import ROLES, Role, read_columns
+from client.table import TextColumn
+from common import errors
+from common.errors import ConsiliumError
+from common.study import Part
+
+Side = Callable[[str, str], str]
+"""From a unit and a content to the side that a keyed hash puts it on."""
+UNKNOWN_SIDE = "unknown"
+_MOST_CLASSES = 200
+_UNREADABLE = "image"
+_PURPOSE = b"consilium/v1/data-fingerprint"
+
+
+class Figures(Part):
+    """Of records that can be read.
+
+    units    how many different ones; None where no column names them
+    classes  records of each, the commonest first
+    further  classes beyond the 200 commonest: a sign that the label is another column
+    """
+
+    records: int
+    units: int | None
+    classes: dict[str, int]
+    further: int = 0
+
+
+class DataReport(Part):
+    """What was read.
+
+    source       its name in the site's file
+    query        SHA-256 of the query, hex
+    fingerprint  SHA-256 over the rows of the columns that play a part, hex; of images, over their pixels too
+    rows         that the query returned
+    dropped      those that contribute nothing, by the first thing that they lack
+    missing      of each role the rows without a value, or with an empty one
+    kept         the others
+    sides        the same of each side; empty where the sides were not asked for
+    """
+
+    format: Literal["consilium/v1/data-report"] = "consilium/v1/data-report"
+    made: str
+    source: str
+    query: str
+    fingerprint: str
+    rows: int
+    dropped: dict[str, int]
+    missing: dict[str, int]
+    kept: Figures
+    sides: dict[str, Figures]
+
+
+def make_report(data: Data, side: Side | None, *, now: datetime | None = None) -> DataReport:
+    """Read the data and say what is there.
+
+    side  for data without a split column; None leaves the sides out
+
+    Raises what :func:`client.sources.read_columns` and :func:`client.images.read_image` raise.
+    """
+    columns = read_columns(data)
+    content: Role = "text" if data.columns.text is not None else "path"
+    with_units = data.columns.unit is not None
+    dropped: Counter[str] = Counter()
+    kept, sides, digests = _Count(with_units), dict[str, _Count](), bytearray()
+    for row in each(columns, content):
+        pixels = pixel_digest(data, row[1]) if content == "path" else b""
+        digests += _row_digest(row, pixels or b"")
+        lacks = lacking(row, columns) or (_UNREADABLE if pixels is None else None)
+        if lacks is not None:
+            dropped[lacks] += 1
+            continue
+        unit, what, label, place = (value or "" for value in row)
+        kept.add(unit, label)
+        if data.columns.split is None:
+            place = "" if side is None else side(unit, what)
+        if place:
+            known = place if place in ("train", "validation", "test") else UNKNOWN_SIDE
+            sides.setdefault(known, _Count(with_units)).add(unit, label)
+    return DataReport(
+        made=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+        source=data.name,
+        query=hashlib.sha256(data.query.encode()).hexdigest(),
+        fingerprint=_fingerprint(columns, digests),
+        rows=len(columns["label"]),
+        dropped=dict(sorted(dropped.items())),
+        missing={role: _missing(column) for role, column in columns.items()},
+        kept=kept.figures(),
+        sides={name: count.figures() for name, count in sorted(sides.items())},
+    )
+
+
+def write_report(path: Path, report: DataReport) -> None:
+    """Put a report, mode 0600, in place of the last; raises CSL-508."""
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh.unlink(missing_ok=True)
+        with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(report.model_dump_json(indent=2) + "\n")
+        fresh.replace(path)
+    except OSError as error:
+        raise ConsiliumError(errors.DATA_UNWRITABLE, f"{path}: {error.strerror}") from error
+
+
+def pixel_digest(data: Data, path: str | None) -> bytes | None:
+    """Return a SHA-256 of an image's shape and pixels, None where it cannot be read; raises CSL-502, CSL-507."""
+    image = None if path is None or not path.strip() else read_image(data.images_folder, path)
+    return None if image is None else hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+
+
+class _Count:
+    """Counts records, their units and their classes; of a unit eight bytes of a hash are kept."""
+
+    def __init__(self, with_units: bool) -> None:
+        self._records = 0
+        self._units = array("Q") if with_units else None
+        self._classes: Counter[str] = Counter()
+
+    def add(self, unit: str, label: str) -> None:
+        self._records += 1
+        self._classes[label] += 1
+        if self._units is not None:
+            self._units.append(int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8).digest(), "big"))
+
+    def figures(self) -> Figures:
+        commonest = self._classes.most_common()
+        return Figures(
+            records=self._records,
+            units=None if self._units is None else len(np.unique(np.frombuffer(self._units, dtype=np.uint64))),
+            classes=dict(sorted(commonest, key=lambda item: (-item[1], item[0]))[:_MOST_CLASSES]),
+            further=max(0, len(commonest) - _MOST_CLASSES),
+        )
+
+
+def _row_digest(row: Row, pixels: bytes) -> bytes:
+    """Return the SHA-256 of a row in its canonical form: whether each value is there, its length and its bytes."""
+    digest = hashlib.sha256()
+    for value in (*(None if value is None else value.encode() for value in row), pixels):
+        digest.update(b"-" if value is None else b"%d " % len(value) + value)
+    return digest.digest()
+
+
+def _fingerprint(columns: Iterable[Role], digests: bytearray) -> str:
+    """Return one SHA-256 over those of the rows, sorted, and over which columns there were."""
+    rows = np.frombuffer(digests, dtype="S32")
+    rows.sort()
+    present = set(columns)
+    whole = hashlib.sha256(_PURPOSE + b"\x00" + " ".join(role for role in ROLES if role in present).encode() + b"\x00")
+    whole.update(rows.data)
+    return whole.hexdigest()
+
+
+def _missing(column: TextColumn) -> int:
+    return sum(value is None or not value.strip() for value in column)
