@@ -5,12 +5,12 @@ Nothing is approved here: a page says which command a person types. No key and n
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
 from starlette.types import ASGIApp
 
 from client import shelf
@@ -28,11 +28,10 @@ from common.figures import Bar, bar_chart
 from common.pages import both, drawn, size
 from common.privacy.statement import rounded_down, rounded_up, statement
 from common.prose import statement_blocks
+from common.study import describe
 from common.web import Door, Missing, Page, console
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_DATA_REPORT = "data-report.json"
-_MOST_BYTES = 1 << 20
 _MOST_DAYS = 400
 """Lines of days that one page lists."""
 _TONES = {
@@ -57,7 +56,7 @@ class StewardConsole:
 
     def app(self, door: Door) -> ASGIApp:
         """Return the console."""
-        has_report = (self._config.state / _DATA_REPORT).is_file()
+        has_report = self._config.data_report_file.is_file()
         pages = (
             Page("/", "studies.html.j2", lambda _: self._studies(), "Studies"),
             Page("/ledger", "ledger.html.j2", lambda _: self._ledger(), "Ledger"),
@@ -111,16 +110,17 @@ class StewardConsole:
         return {"seen": seen, "days": seen.days[:_MOST_DAYS], "figure": _by_stage(seen.days)}
 
     def _data(self) -> Mapping[str, object]:
-        path = self._config.state / _DATA_REPORT
+        from client.data_report import DataReport
+
+        path = self._config.data_report_file
         try:
-            with path.open("rb") as file:
-                content = file.read(_MOST_BYTES + 1)
-            report = json.dumps(json.loads(content), indent=2, ensure_ascii=False)
+            return {"report": DataReport.model_validate_json(path.read_bytes())}
         except FileNotFoundError:
             raise Missing from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConsiliumError(errors.DATA_VALUE, f"{path}: {type(error).__name__}") from error
-        return {"report": report}
+        except OSError as error:
+            raise ConsiliumError(errors.DATA_VALUE, f"{path}: {error.strerror}") from error
+        except ValidationError as error:
+            raise ConsiliumError(errors.DATA_VALUE, f"{path}: {describe(error)}") from error
 
     def _charged(self, one: Known) -> StudyLine | None:
         """Return the study's line of the account that pays for it; None where none does, or the ledger is not sound."""

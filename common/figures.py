@@ -272,7 +272,7 @@ def _disguises(character: str) -> bool:
 def _panel(panel: Panel, across: Axis, top: float, height: float, *, tall: bool, last: bool) -> str:
     values = [value for _, value in panel.points]
     as_fraction = tall and panel.is_fraction
-    low, high = fraction_domain(values) if as_fraction else (0.0, max(*values, 1e-12) * 1.05)
+    low, high = fraction_domain(values) if as_fraction else (0.0, max(*values, 1e-12) * (1.18 if tall else 1.05))
     down = Axis(low, high, top + height, top)
     marks = ticks(low, high, 5) if tall else ()
     parts = [words(across.start, top - 10, "name", safe(panel.name))]

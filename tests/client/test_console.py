@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from client.config import SiteConfig
 from client.console import StewardConsole
+from client.data_report import DataReport, Figures, write_report
 from client.egress_log import read
 from client.ledger.book import Book
 from client.ledger.recovery import inspect
@@ -122,10 +123,19 @@ def test_a_data_report_is_shown_where_there_is_one(client: TestClient, made: His
     assert 'href="/data"' not in client.get("/").text
     there = made.copied(tmp_path)
     report = there.hospital / "state" / "data-report.json"
-    report.write_text('{"records": 812, "note": "<script>"}')
+    kept = Figures(records=812, units=640, classes={"urgent": 700, "<script>": 112})
+    write_report(
+        report,
+        DataReport(
+            made="2026-12-01T08:30:00+00:00", source="letters", query="a" * 64, fingerprint="b" * 64, rows=815,
+            dropped={"label": 3}, missing={"label": 3}, kept=kept, sides={"test": kept},
+        ),
+    )  # fmt: skip
     reading = opened(there.hospital)
     assert 'href="/data"' in reading.get("/").text
-    assert '"records": 812' in page(reading, "/data")
+    shown = page(reading, "/data")
+    assert "815, of which 812 contribute, of 640 units" in shown
+    assert "urgent 700" in shown
     assert "<script" not in reading.get("/data").text
     report.write_text("{")
     assert reading.get("/data").status_code == 503
