@@ -102,5 +102,5 @@ def test_what_a_walk_through_leaves_open_is_in_variables() -> None:
     }
     assert named == {
         "ADMISSION", "BACKBONE", "BAND", "CONSILIUM_HOME", "CONSORTIUM", "CONSORTIUM_FILE", "DIGEST", "EDITOR",
-        "JOIN_REQUEST", "OPERATOR_KEY", "PEER", "PEER_FINGERPRINT", "SERVER", "SITE", "STUDY",
+        "JOIN_REQUEST", "PEER", "PEER_FINGERPRINT", "RELEASE", "SERVER", "SITE", "STUDY",
     }  # fmt: skip
