@@ -72,9 +72,25 @@ def test_a_part_that_is_not_listed_or_too_large_stays_inside(stage: Stage, parts
     assert entries == []
 
 
+@pytest.mark.parametrize("stage", [Stage.OFFER, Stage.AGREED])
+@pytest.mark.parametrize("parts", [{"approval": b"a" * 65}, {"secagg": b"x"}, {"study": b"x"}])
+def test_to_an_offer_a_signature_may_leave_and_nothing_longer(stage: Stage, parts: dict[str, bytes]) -> None:
+    egress, entries = door()
+    with pytest.raises(ConsiliumError) as caught:
+        egress.release(request(stage), parts)
+    assert caught.value.code == "CSL-601"
+    assert entries == []
+
+
 @pytest.mark.parametrize("stage", list(Stage))
 def test_where_the_ledger_ends_leaves_with_every_reply_or_nothing_does(stage: Stage) -> None:
-    parts = {Stage.IDENTIFY: {"nonce": b"n" * 32}, Stage.BACKBONE: {NEED: b"n" * 16}}.get(stage, {"secagg": b"x"})
+    own = {
+        Stage.IDENTIFY: {"nonce": b"n" * 32},
+        Stage.BACKBONE: {NEED: b"n" * 16},
+        Stage.OFFER: {"approval": b"a" * 64},
+        Stage.AGREED: {},
+    }
+    parts = own.get(stage, {"secagg": b"x"})
     egress, _ = door()
     assert egress.release(request(stage), parts).parts[LEDGER_PART] == HEAD
     with pytest.raises(ConsiliumError) as caught:

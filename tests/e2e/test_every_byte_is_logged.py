@@ -33,7 +33,7 @@ from common.identity import SiteId
 from common.messages import Stage
 from simulations.network.consortium import HOST, LaidOut
 from simulations.network.processes import free_port
-from tests.e2e.network import Network, network, until
+from tests.e2e.network import PASSPHRASE, Network, network, until
 
 SITE = SiteId("site-02")
 HANDSHAKE_BYTES = 4096
@@ -84,11 +84,11 @@ class Recorder:
         tls, site = laid.server.parent / "tls", laid.sites[SITE].parent / "tls"
         self._near = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._near.minimum_version = ssl.TLSVersion.TLSv1_3
-        self._near.load_cert_chain(tls / "server.pem", tls / "server.key")
+        self._near.load_cert_chain(tls / "server.pem", tls / "server.key", PASSPHRASE)
         self._near.load_verify_locations(tls / "ca.pem")
         self._near.verify_mode = ssl.CERT_REQUIRED
         self._far = ssl.create_default_context(cafile=str(tls / "ca.pem"))
-        self._far.load_cert_chain(site / "site.pem", site / "site.key")
+        self._far.load_cert_chain(site / "site.pem", site / "site.key", PASSPHRASE)
         self._listener, self._target = listener, target
         self._threads: list[threading.Thread] = []
         self.heard: list[Heard] = []

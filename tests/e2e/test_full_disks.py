@@ -81,7 +81,10 @@ def test_a_site_whose_disk_is_full_sends_nothing_says_so_and_joins_again_when_th
             assert {"CSL-214", "CSL-603", "CSL-623"} & set(re.findall(r"CSL-\d+", net.log(VICTIM)))
             # What cannot be written down is not sent.
             assert (state / "egress.jsonl").stat().st_size - before < 4096
+            full = (state / "egress.jsonl").stat().st_size
             (state / BALLAST).unlink()
+            # It tries again after ten seconds at most, and writes down that it does.
+            until(lambda: (state / "egress.jsonl").stat().st_size > full + 1000, "the site back")
             let_go(marks, 1)
             net.finish()
             net.end()
@@ -94,7 +97,7 @@ def test_an_operator_whose_disk_is_full_stops_by_name_and_goes_on_when_it_is_sta
     marks.mkdir()
     with network(tmp_path, rounds=4, deadline=60.0, dimension=100) as net:
         state = net.place("operator") / "state"
-        state.mkdir(mode=0o700)
+        state.mkdir(mode=0o700, exist_ok=True)
         with small_disk(state):
             net.faults["operator"] = partial(operator_waits, frozenset({0}), marks)
             net.start()
