@@ -97,6 +97,11 @@ def client_tls(
     return context
 
 
+def until_slot(now: float, slots: float) -> float:
+    """Return the seconds until the clock shows the next multiple of ``slots``, in (0, slots]."""
+    return slots - now % slots
+
+
 class NodeLink:
     """One site's connection.
 
@@ -216,7 +221,9 @@ class NodeLink:
         except Exception as error:  # nothing that a server asks may end this process
             raise ConsiliumError(errors.LINK_MALFORMED, type(error).__name__) from error
         if self._slots is not None:
-            self._stop.wait(self._slots - time.time() % self._slots)
+            ready = time.time() // self._slots
+            while time.time() // self._slots == ready and not self._stop.is_set():
+                self._stop.wait(until_slot(time.time(), self._slots))
         self._push(client, node, reply)
         return True
 
