@@ -206,7 +206,8 @@ class Daemon:
         if not self._config.studies.is_dir():
             return
         for folder in sorted(self._config.studies.iterdir()):
-            if not (folder / "study.json").is_file():
+            # A name with a dot is a folder that is being made.
+            if folder.name.startswith(".") or not (folder / "study.json").is_file():
                 continue
             try:
                 signed, approvals = agreements.read(folder)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.console import BAD_INPUT
+from common.console import BAD_INPUT, printable
 from common.errors import ConsiliumError
 from common.study import Part
 
@@ -56,5 +56,5 @@ def _show(findings: Sequence[Finding], console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        table.add_row(_MARKS[finding.verdict], Text(f"{finding.name}: {finding.said}"))
+        table.add_row(_MARKS[finding.verdict], Text(printable(f"{finding.name}: {finding.said}")))
     console.print(table)

@@ -195,7 +195,8 @@ class Operator:
         known = {study.digest for study in journal.queue()}
         folder = self._config.studies
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if not (path / "study.json").is_file() or not (path / "signatures.json").is_file():
+            there = (path / "study.json").is_file() and (path / "signatures.json").is_file()
+            if path.name.startswith(".") or not there:
                 continue
             try:
                 signed, approvals = agreements.read(path)
