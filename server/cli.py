@@ -64,6 +64,7 @@ for _command in (
     commands.init,
     commands.admit,
     commands.remove,
+    commands.renew,
     commands.sites,
     commands.doctor,
     commands.console,

@@ -92,6 +92,13 @@ def admit(
         typer.echo(f"{request.site} is admitted; send back {admission}")
 
 
+def renew(home: Home = HERE, passphrase: Source = DEFAULT_SOURCE) -> None:
+    """Issue the server's own certificate anew; a running server takes it up when it is started again."""
+    with coded_errors():
+        until = enrolment.renew_server(home, read_passphrase(passphrase))
+    typer.echo(f"the server's certificate holds until {until:%Y-%m-%d}")
+
+
 def remove(site: Annotated[str, typer.Argument(help="the site's name")], home: Home = HERE) -> None:
     """Dismiss a site: it can no longer connect. Studies that it is in go on with the others, if they suffice."""
     with coded_errors():

@@ -103,9 +103,7 @@ def admit(home: Path, request_file: Path, identity: Identity, passphrase: bytes,
     known = _request_of(home, request.site)
     if known is not None and known.identity != request.identity:
         raise ConsiliumError(errors.IDENTITY_UNKNOWN, f"{request.site} is {_print(known.identity)}: remove it first")
-    authority = Authority(
-        read_node_key(home / "keys" / "authority.pem", passphrase), (home / "tls" / "ca.pem").read_bytes()
-    )
+    authority = _authority(home, passphrase)
     certificate = authority.site(requested_key(request.request.encode()), request.site)
     admission = Admission(
         site=request.site,
@@ -121,6 +119,21 @@ def admit(home: Path, request_file: Path, identity: Identity, passphrase: bytes,
         # Last: this is what lets it in.
         write_whole(home / "sites" / f"{request.site}.pem", request.node.encode())
     return request
+
+
+def renew_server(home: Path, passphrase: bytes) -> datetime:
+    """Issue the server's certificate anew, for the same names and key; returns until when it holds.
+
+    A server that runs takes it up when it is started again. Raises CSL-15x, CSL-143.
+    """
+    old = x509.load_pem_x509_certificate((home / "tls" / "server.pem").read_bytes())
+    names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+    key = read_node_key(home / "tls" / "server.key", passphrase)
+    made = _authority(home, passphrase).server(key.public_key(), *hosts)
+    with _written(home):
+        write_whole(home / "tls" / "server.pem", made)
+    return x509.load_pem_x509_certificate(made).not_valid_after_utc
 
 
 def remove(home: Path, site: str) -> None:
@@ -164,6 +177,11 @@ def hand_out(home: Path, study: str, out: Path) -> None:
         raise ConsiliumError(errors.ENROLMENT_THERE, str(out))
     with _written(out.parent):
         shutil.copytree(found[0], out)
+
+
+def _authority(home: Path, passphrase: bytes) -> Authority:
+    key = read_node_key(home / "keys" / "authority.pem", passphrase)
+    return Authority(key, (home / "tls" / "ca.pem").read_bytes())
 
 
 def _request_of(home: Path, site: str) -> JoinRequest | None:

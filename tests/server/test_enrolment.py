@@ -174,3 +174,17 @@ def test_a_peer_is_remembered_by_the_fingerprint_that_was_heard(tmp_path: Path) 
     assert SiteConfig.load(home / hospitals.FILE).verified == {"east": fingerprint(again)}
     assert code_of(lambda: hospitals.remember(home, "east", fingerprint(key), again)) == "CSL-144"
     assert code_of(lambda: hospitals.remember(home, 'x" = "', fingerprint(key), key)) == "CSL-144"
+
+
+def test_the_servers_certificate_is_renewed_for_the_same_names_and_key(tmp_path: Path) -> None:
+    made = homes(tmp_path)
+    path = made.operator / "tls" / "server.pem"
+    old = x509.load_pem_x509_certificate(path.read_bytes())
+    until = operators.renew_server(made.operator, PASSPHRASE)
+    new = x509.load_pem_x509_certificate(path.read_bytes())
+    assert new.serial_number != old.serial_number
+    assert new.public_key() == old.public_key()
+    assert new.not_valid_after_utc == until
+    for certificate in (old, new):
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert [str(name) for name in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
