@@ -138,9 +138,10 @@ def stop(name: Name, home: Home = HERE) -> None:
     typer.echo(f"{study.title} stops after the round that is under way")
 
 
+@app.command(name="start")
 @app.command()
 def resume(name: Name, home: Home = HERE) -> None:
-    """Let a stopped study go on."""
+    """Let a stopped study go on; one that was never stopped starts by itself once all have approved it."""
     with coded_errors():
         _, study = _signed(home, home / "studies" / _plain(name))
         (home / "studies" / STOPPED / study.digest[:16]).unlink(missing_ok=True)
