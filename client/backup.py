@@ -7,7 +7,6 @@ else the site does not train before `ledger recover` has charged the worst case.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,13 +16,13 @@ from typing import Annotated
 
 import typer
 
-from client.commands import DEFAULT_SOURCE, HERE, Home, Source
+from client.commands import Home
 from client.config import SiteConfig
 from client.enrolment import FILE
 from client.ledger.files import coded, copied, located, unchanging
 from client.ledger.recovery import inspect
-from common.archive import Member, seal, unseal, walk
-from common.console import coded_errors
+from common.archive import Member, name_below, seal, unseal, walk
+from common.console import DEFAULT_SOURCE, HERE, Source, coded_errors
 from common.errors import ConsiliumError
 from common.keystore import read_identity, read_passphrase
 
@@ -73,7 +72,7 @@ def take(home: Path, file: Path, *, passphrase: bytes) -> tuple[Path, ...]:
     with TemporaryDirectory() as folder:
         seal(file, "client", passphrase, _members(home, config, Path(folder), file))
     places = (config.state, config.studies, config.keys.identity, config.keys.node, config.ledger_file)
-    return tuple(place for place in places if _name(home, place) is None)
+    return tuple(place for place in places if name_below(home, place) is None)
 
 
 def put_back(file: Path, home: Path, *, passphrase: bytes) -> str:
@@ -102,9 +101,9 @@ def _members(home: Path, config: SiteConfig, folder: Path, out: Path) -> Iterato
         home / FILE,
         out,
     }
-    names = {_name(home, place) for place in left_out}
+    names = {name_below(home, place) for place in left_out}
     yield from walk(home, lambda name: name not in names and not _of_a_sum(name))
-    place = _name(home, ledger)
+    place = name_below(home, ledger)
     if place is not None and (copy := _snapshot(ledger, anchor, folder)) is not None:
         yield place, copy
     yield PurePosixPath(FILE), home / FILE
@@ -130,9 +129,3 @@ def _snapshot(ledger: Path, anchor: Path | None, folder: Path) -> Path | None:
         with closing(sqlite3.connect(copy)) as source, closing(sqlite3.connect(whole)) as target:
             source.backup(target)
         return whole
-
-
-def _name(home: Path, place: Path) -> PurePosixPath | None:
-    """Return where a place is below the home; None where it is not."""
-    inside, folder = Path(os.path.abspath(place)), Path(os.path.abspath(home))
-    return PurePosixPath(inside.relative_to(folder)) if inside.is_relative_to(folder) else None

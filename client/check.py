@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
-from client.commands import DEFAULT_SOURCE, HERE, Home, Json, Source
+from client.commands import Home
 from client.ledger.book import Book
 from client.ledger.recovery import inspect
 from client.preparing import adapted
 from common import agreement, errors
-from common.console import coded_errors
+from common.console import DEFAULT_SOURCE, HERE, Json, Source, coded_errors
 from common.errors import ConsiliumError
 from common.findings import Finding, conclude, finding
 from common.identity import SiteId, fingerprint, parse_public_key

@@ -9,17 +9,12 @@ from typing import Annotated
 import typer
 
 from client import enrolment
-from common.console import coded_errors
+from common.console import DEFAULT_SOURCE, HERE, Json, Source, coded_errors
+from common.enrolment import backbone_table
 from common.identity import fingerprint, parse_public_key
 from common.keystore import read_passphrase
 
-DEFAULT_SOURCE = "env:CONSILIUM_PASSPHRASE"
 Home = Annotated[Path, typer.Option("--home", help="the hospital's folder", envvar="CONSILIUM_HOME")]
-Source = Annotated[
-    str, typer.Option("--passphrase", help="where the keys' passphrase comes from: fd:N, env:NAME or credential:NAME")
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")]
-HERE = Path()
 
 
 def init(
@@ -31,11 +26,6 @@ def init(
     json: Json = False,
 ) -> None:
     """Make this hospital's home: identity and keys, which never leave it, and a commented site.toml."""
-    backbone = ""
-    if backbone_package is not None:
-        backbone = f'[backbone]\npackage = "{backbone_package}"\n'
-    elif backbone_folder is not None:
-        backbone = f'[backbone]\nfolder = "{backbone_folder.resolve()}"\n'
     with coded_errors():
         shown, file = enrolment.make_home(
             home,
@@ -43,7 +33,7 @@ def init(
             passphrase=read_passphrase(passphrase),
             source=passphrase,
             data="",
-            backbone=backbone,
+            backbone=backbone_table(backbone_package, backbone_folder),
         )
     if json:
         typer.echo(json_module.dumps({"home": str(home), "site": site, "fingerprint": shown}))

@@ -229,3 +229,12 @@ def alone(state: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def is_held(state: Path) -> bool:
+    """Return whether a daemon runs on a state folder."""
+    try:
+        with alone(state):
+            return False
+    except ConsiliumError:
+        return True

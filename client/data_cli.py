@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.config import SiteConfig
-from common.console import coded_errors
+from common.console import Json, coded_errors
 
 if TYPE_CHECKING:
     from client.data_quality import Duplicates, QualityReport
@@ -26,7 +26,6 @@ ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="the site's fil
 Sides = Annotated[
     bool, typer.Option(help="say who is on which side; where a keyed hash decides, that takes the keys' passphrase")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")]
 HERE = Path("site.toml")
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -22,7 +20,15 @@ from cryptography.x509.oid import NameOID
 from client.config import SiteConfig
 from common import errors
 from common.durable import write_whole
-from common.enrolment import ConsortiumFile, JoinRequest, read_admission, read_consortium, write_request
+from common.enrolment import (
+    ConsortiumFile,
+    JoinRequest,
+    check_empty,
+    read_admission,
+    read_consortium,
+    write_request,
+    written,
+)
 from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, fingerprint, parse_public_key
 from common.keystore import (
@@ -53,16 +59,15 @@ def make_home(
 
     Raises CSL-142 for a folder that holds something, CSL-143, CSL-15x.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ConsiliumError(errors.ENROLMENT_THERE, str(folder))
-    with _written(folder):
+    check_empty(folder)
+    with written(folder):
         for made in _FOLDERS:
             (folder / made).mkdir(mode=0o700, parents=True)
     identity = Identity.generate()
     write_identity(folder / "keys" / "identity.pem", identity, passphrase)
     write_node_key(folder / "keys" / "node.pem", generate_node_key(), passphrase)
     write_node_key(folder / "tls" / "site.key", generate_node_key(), passphrase)
-    with _written(folder):
+    with written(folder):
         text = _FILE.format(site=site, source=source, data=data or _DATA, backbone=backbone, policy=policy or _POLICY)
         (folder / FILE).write_text(text, encoding="utf-8")
     return fingerprint(identity.public_key), FILE
@@ -80,7 +85,7 @@ def join(home: Path, consortium_file: Path, *, band: int, passphrase: bytes) -> 
         raise ConsiliumError(errors.ENROLMENT_FOREIGN, "this home has joined another operator")
     identity = read_identity(home / "keys" / "identity.pem", passphrase)
     _request(home, identity, operator, str(fields.get("site")), band, passphrase, "site.key")
-    with _written(home):
+    with written(home):
         (home / "tls" / "ca.pem").write_text(consortium.ca, encoding="ascii")
         text = (home / FILE).read_text(encoding="utf-8")
         text = text.replace(_OPERATOR_LATER, f'operator = "{consortium.operator}"', 1)
@@ -110,7 +115,7 @@ def install(home: Path, admission_file: Path, *, passphrase: bytes) -> datetime:
             break
     else:
         raise ConsiliumError(errors.ENROLMENT_FOREIGN, "its certificate is for no key of this hospital")
-    with _written(home):
+    with written(home):
         write_whole(tls / "ca.pem", admission.ca.encode())
         write_whole(tls / "site.pem", admission.certificate.encode())
         if path.name == _NEW_KEY:
@@ -124,7 +129,7 @@ def renew(home: Path, *, passphrase: bytes) -> Path:
     config = SiteConfig.load(home / FILE)
     identity = read_identity(config.keys.identity, passphrase)
     fresh = home / "tls" / _NEW_KEY
-    with _written(home):
+    with written(home):
         fresh.unlink(missing_ok=True)
         (home / REQUEST).unlink(missing_ok=True)
     write_node_key(fresh, generate_node_key(), passphrase)
@@ -149,7 +154,7 @@ def remember(home: Path, peer: str, said: str, key: PublicKey) -> None:
     changed = "\n".join(lines) + "\n"
     if tomllib.loads(changed).get("verified", {}).get(peer) != fingerprint(key):
         raise ConsiliumError(errors.SITE_FILE_INVALID, "write [verified] as a table of its own")
-    with _written(home):
+    with written(home):
         write_whole(home / FILE, changed.encode())
 
 
@@ -167,7 +172,7 @@ def _request(
         request=_certificate_request(key, site).decode(),
     )
     write_request(home / REQUEST, request, identity)
-    with _written(home):
+    with written(home):
         write_whole(home / "state" / "band", str(band).encode())
 
 
@@ -193,14 +198,6 @@ def _fields(home: Path) -> dict[str, object]:
         return tomllib.loads((home / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConsiliumError(errors.SITE_FILE_UNREADABLE, f"{home / FILE}: {error}") from error
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConsiliumError(errors.ENROLMENT_UNWRITABLE, f"{folder}: {error.strerror}") from error
 
 
 _OPERATOR_LATER = '# operator = "consilium-client join writes it here"'

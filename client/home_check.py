@@ -11,11 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from client.check import examine
 from client.config import SiteConfig
 from client.connectivity import UnreachableError, looks
-from client.daemon import alone
+from client.daemon import is_held
 from client.enrolment import FILE
-from common import agreement as agreements
+from client.shelf import State, known
 from common import errors
-from common.agreement import verify_study
 from common.errors import ConsiliumError
 from common.findings import Finding, finding
 from common.identity import Identity, fingerprint
@@ -37,7 +36,8 @@ def examine_home(home: Path, passphrase: bytes) -> Iterator[Finding]:
         return
     yield Finding(name="keys", verdict="right", said=f"this hospital is {fingerprint(identity.public_key)}")
     yield from _connection(config, node, passphrase)
-    studies = list(_studies(config))
+    now = datetime.now(UTC)
+    studies = [one.study for one in known(config)[0] if one.state_at(now) is not State.EXPIRED]
     for study in studies:
         yield finding(f"peers of {study.title}", _peers(config, study))
         yield finding(f"data for {study.title}", _data(config, study, identity))
@@ -49,34 +49,13 @@ def examine_home(home: Path, passphrase: bytes) -> Iterator[Finding]:
 
 
 def _connection(config: SiteConfig, node: ec.EllipticCurvePrivateKey, passphrase: bytes) -> Iterator[Finding]:
-    try:
-        with alone(config.state):
-            is_running = False
-    except ConsiliumError:
-        is_running = True
-    for name, look in looks(config, node, passphrase, is_running=is_running):
+    for name, look in looks(config, node, passphrase, is_running=is_held(config.state)):
         try:
             yield Finding(name=name, verdict="right", said=look())
         except ConsiliumError as error:
             yield Finding(name=name, verdict="wrong", said=str(error))
             if isinstance(error, UnreachableError):
                 return
-
-
-def _studies(config: SiteConfig) -> Iterator[Study]:
-    """Yield every study that was offered or approved and can still run, each once."""
-    seen = set()
-    for folder in (config.offers, config.studies):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            try:
-                signed, _ = agreements.read(path)
-                study = verify_study(signed, config.operator_key)
-                study.check_valid_at(datetime.now(UTC))
-            except ConsiliumError:
-                continue
-            if study.digest not in seen:
-                seen.add(study.digest)
-                yield study
 
 
 def _of(study: Study, config: SiteConfig) -> Iterator[Finding]:

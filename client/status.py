@@ -6,26 +6,23 @@ import json as json_module
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.commands import HERE, Home, Json
+from client.commands import Home
 from client.config import SiteConfig
-from client.daemon import alone
+from client.daemon import is_held
 from client.egress_log import Control, Entry, Payload, read
 from client.enrolment import FILE
 from client.ledger.book import Book
 from client.ledger.recovery import inspect
 from client.ledger.report import account_lines
-from client.offers import APPROVAL
-from common import agreement as agreements
-from common.console import coded_errors
-from common.errors import ConsiliumError
-from common.study import Study
+from client.shelf import known
+from common.console import HERE, Json, coded_errors, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +41,9 @@ def status(home: Home = HERE, json: Json = False) -> None:
     """Show how this hospital stands: daemon, studies, budgets, what left."""
     with coded_errors():
         config = SiteConfig.load(home / FILE)
-        running = _is_running(config)
-        studies = _studies(config)
+        running = is_held(config.state)
+        now = datetime.now(UTC)
+        studies = [(one.digest, one.study.title, one.state_at(now).value) for one in known(config)[0]]
         ledger = inspect(config.ledger_file, config.ledger.anchor) if config.ledger_file.is_file() else None
         entries = read(config.egress_file) if config.egress_file.is_file() else ()
     accounts = [] if ledger is None or ledger.reason else account_lines(Book(ledger.entries))
@@ -56,7 +54,7 @@ def status(home: Home = HERE, json: Json = False) -> None:
                 {
                     "site": config.site,
                     "running": running,
-                    "studies": [{"digest": d, "title": s.title, "state": state} for d, s, state in studies],
+                    "studies": [{"digest": digest, "title": title, "state": state} for digest, title, state in studies],
                     "accounts": [line.model_dump(mode="json") for line in accounts],
                     "ledger": "none" if ledger is None else ledger.reason or "sound",
                     "sent_bytes": sent,
@@ -67,8 +65,8 @@ def status(home: Home = HERE, json: Json = False) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{config.site}: the daemon {'runs' if running else 'does not run'}, for {config.link.server}")
-    for digest, study, state in studies:
-        console.print(f"  study {digest[:16]} {state}: {study.title}")
+    for digest, title, state in studies:
+        console.print(f"  study {digest[:16]} {state}: {printable(title)}", markup=False)
     console.print(f"ledger: {'there is none' if ledger is None else ledger.reason or 'sound'}")
     for line in accounts:
         console.print(f"  account {line.account}: epsilon {line.epsilon_remaining:.3f} of {line.epsilon:g} is left")
@@ -114,29 +112,3 @@ def summed(entries: Sequence[Entry]) -> tuple[Left, ...]:
         Left(study, what, len(rows), sum(size for size, _ in rows), rows[-1][1], guarantee)
         for (study, what, guarantee), rows in sorted(groups.items(), key=lambda item: (not item[0][0], item[0]))
     )
-
-
-def _is_running(config: SiteConfig) -> bool:
-    try:
-        with alone(config.state):
-            return False
-    except ConsiliumError:
-        return True
-
-
-def _studies(config: SiteConfig) -> list[tuple[str, Study, str]]:
-    found: dict[str, tuple[str, Study, str]] = {}
-    for folder, state in ((config.offers, "offered"), (config.studies, "runs here")):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            try:
-                signed, _ = agreements.read(path)
-                study = Study.from_canonical(signed.canonical)
-            except ConsiliumError:
-                continue
-            said = "approved" if state == "offered" and _has_approval(path) else state
-            found[study.digest] = (study.digest, study, said)
-    return list(found.values())
-
-
-def _has_approval(folder: Path) -> bool:
-    return (folder / APPROVAL).is_file()

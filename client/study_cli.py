@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from client import enrolment, gate, shelf
-from client.commands import HERE, Home, Json
+from client.commands import Home
 from client.config import SiteConfig
 from client.preparing import adapted, locate
 from client.review import judge, review
 from client.review_page import page
 from client.shelf import Known
 from common import errors
-from common.console import BAD_INPUT, coded_errors, printable
+from common.console import BAD_INPUT, HERE, Json, coded_errors, printable
 from common.errors import ConsiliumError
 from common.identity import fingerprint
 from common.keystore import read_identity, read_passphrase

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from common import errors
+from common.enrolment import check_empty
 from common.errors import ConsiliumError
 from common.sqlite_files import sync_folder
 
@@ -57,6 +58,12 @@ def seal(out: Path, side: Side, passphrase: bytes, members: Iterable[Member]) ->
         sync_folder(out.parent)
 
 
+def name_below(home: Path, place: Path) -> PurePosixPath | None:
+    """Return where a place is below a home, which is its name in an archive; None where it is not."""
+    inside, folder = Path(os.path.abspath(place)), Path(os.path.abspath(home))
+    return PurePosixPath(inside.relative_to(folder)) if inside.is_relative_to(folder) else None
+
+
 def unseal(archive: Path, side: Side, passphrase: bytes, folder: Path) -> None:
     """Put an archive's members into an empty folder, for their owner alone: files 0600, folders 0700.
 
@@ -64,8 +71,7 @@ def unseal(archive: Path, side: Side, passphrase: bytes, folder: Path) -> None:
     CSL-171.
     """
     with _coded(archive):
-        if folder.exists() and any(folder.iterdir()):
-            raise ConsiliumError(errors.ENROLMENT_THERE, str(folder))
+        check_empty(folder)
         with archive.open("rb") as file:
             opening = _Opening(file, _header(side), passphrase)
             while opening.read(_CHUNK):

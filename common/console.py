@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +13,12 @@ from rich.text import Text
 
 from common.errors import ConsiliumError
 
+DEFAULT_SOURCE = "env:CONSILIUM_PASSPHRASE"
+Source = Annotated[
+    str, typer.Option("--passphrase", help="where the keys' passphrase comes from: fd:N, env:NAME or credential:NAME")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")]
+HERE = Path()
 BAD_INPUT = 2
 """Exit code where the input, or what the command was asked to look at, was at fault."""
 

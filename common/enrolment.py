@@ -8,7 +8,8 @@ makes a file genuine is the fingerprint that people compare by telephone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -108,6 +109,28 @@ def read_admission(path: Path, operator: PublicKey, site: str, identity: PublicK
     if admission.site != site or parse_public_key(admission.identity) != identity:
         raise ConsiliumError(errors.ENROLMENT_FOREIGN, f"{path.name} admits {admission.site}")
     return admission
+
+
+def backbone_table(package: str | None, folder: Path | None) -> str:
+    """Return the ``[backbone]`` table of a new home's file, TOML; empty where neither is named."""
+    if package is not None:
+        return f'[backbone]\npackage = "{package}"\n'
+    return "" if folder is None else f'[backbone]\nfolder = "{folder.resolve()}"\n'
+
+
+def check_empty(folder: Path) -> None:
+    """Raise CSL-142 for a folder that holds something."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ConsiliumError(errors.ENROLMENT_THERE, str(folder))
+
+
+@contextmanager
+def written(place: Path) -> Iterator[None]:
+    """Turn what the disk refuses inside into CSL-143, which names a place."""
+    try:
+        yield
+    except OSError as error:
+        raise ConsiliumError(errors.ENROLMENT_UNWRITABLE, f"{place}: {error.strerror}") from error
 
 
 def _write_signed(path: Path, body: Part, domain: Domain, identity: Identity) -> None:

@@ -6,7 +6,6 @@ PostgreSQL is its own administrator's to back up, and not in the file.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,11 +16,11 @@ from typing import Annotated
 import typer
 
 from common import errors
-from common.archive import Member, seal, unseal, walk
-from common.console import coded_errors
+from common.archive import Member, name_below, seal, unseal, walk
+from common.console import DEFAULT_SOURCE, HERE, Source, coded_errors
 from common.keystore import read_identity, read_passphrase
 from common.sqlite_files import FileFaults
-from server.commands import DEFAULT_SOURCE, HERE, Home, Source
+from server.commands import Home
 from server.config import ServerConfig
 from server.enrolment import FILE
 
@@ -65,7 +64,7 @@ def take(home: Path, file: Path, *, passphrase: bytes) -> tuple[str, ...]:
     with TemporaryDirectory() as folder:
         seal(file, "server", passphrase, _members(home, config, Path(folder), file))
     outside = (config.state, config.studies, config.sites, config.keys.identity, config.tls.key)
-    missing = [f"{place}, which lies outside {home}" for place in outside if _name(home, place) is None]
+    missing = [f"{place}, which lies outside {home}" for place in outside if name_below(home, place) is None]
     if config.journal is not None:
         missing.append("the journal, whose address is given: back it up before this")
     return tuple(missing)
@@ -79,10 +78,10 @@ def _members(home: Path, config: ServerConfig, folder: Path, out: Path) -> Itera
         home / FILE,
         out,
     }
-    names = {_name(home, place) for place in left_out}
+    names = {name_below(home, place) for place in left_out}
     yield from walk(home, lambda name: name not in names and not name.name.startswith(".making-"))
     for path in databases:
-        place = _name(home, path)
+        place = name_below(home, path)
         if place is not None and path.exists():
             yield place, _snapshot(path, folder / path.name)
     yield PurePosixPath(FILE), home / FILE
@@ -97,9 +96,3 @@ def _snapshot(path: Path, target: Path) -> Path:
     ):
         source.backup(copy)
     return target
-
-
-def _name(home: Path, place: Path) -> PurePosixPath | None:
-    """Return where a place is below the home; None where it is not."""
-    inside, folder = Path(os.path.abspath(place)), Path(os.path.abspath(home))
-    return PurePosixPath(inside.relative_to(folder)) if inside.is_relative_to(folder) else None

@@ -10,19 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.console import coded_errors
-from common.enrolment import read_request
+from common.console import DEFAULT_SOURCE, HERE, Json, Source, coded_errors
+from common.enrolment import backbone_table, read_request
 from common.identity import fingerprint, parse_public_key
 from common.keystore import read_identity, read_passphrase
 from server import enrolment
 
-DEFAULT_SOURCE = "env:CONSILIUM_PASSPHRASE"
 Home = Annotated[Path, typer.Option("--home", help="the operator's folder", envvar="CONSILIUM_HOME")]
-Source = Annotated[
-    str, typer.Option("--passphrase", help="where the keys' passphrase comes from: fd:N, env:NAME or credential:NAME")
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")]
-HERE = Path()
 
 
 def init(
@@ -40,11 +34,6 @@ def init(
 ) -> None:
     """Make the operator's home: signing key, certificate authority, server certificate, commented configuration."""
     main_host, _, port = server.rpartition(":")
-    backbone = ""
-    if backbone_package is not None:
-        backbone = f'[backbone]\npackage = "{backbone_package}"\n'
-    elif backbone_folder is not None:
-        backbone = f'[backbone]\nfolder = "{backbone_folder.resolve()}"\n'
     with coded_errors():
         made = enrolment.make_home(
             home,
@@ -55,7 +44,7 @@ def init(
             health=health,
             passphrase=read_passphrase(passphrase),
             source=passphrase,
-            backbone=backbone,
+            backbone=backbone_table(backbone_package, backbone_folder),
             deadline=deadline,
         )
     shown = fingerprint(parse_public_key(made.operator))

@@ -7,8 +7,6 @@ which rosters are written. Removing them dismisses the site; no other site notic
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,10 +21,12 @@ from common.enrolment import (
     Admission,
     ConsortiumFile,
     JoinRequest,
+    check_empty,
     read_consortium,
     read_request,
     write_admission,
     write_consortium,
+    written,
 )
 from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, fingerprint, parse_public_key
@@ -72,8 +72,8 @@ def make_home(
     backbone    the ``[backbone]`` table, TOML; empty for none
     Raises CSL-142 for a folder that holds something, CSL-143, CSL-15x.
     """
-    _empty(folder)
-    with _written(folder):
+    check_empty(folder)
+    with written(folder):
         for made in _FOLDERS:
             (folder / made).mkdir(mode=0o700, parents=True)
     identity = Identity.generate()
@@ -85,7 +85,7 @@ def make_home(
     consortium = ConsortiumFile(
         name=name, operator=identity.public_key.hex(), server=server, ca=authority.certificate.decode()
     )
-    with _written(folder):
+    with written(folder):
         (folder / "tls" / "ca.pem").write_bytes(authority.certificate)
         (folder / "tls" / "server.pem").write_bytes(authority.server(server_key.public_key(), *hosts))
         text = _FILE.format(listen=listen, health=_health(health), source=source, backbone=backbone, deadline=deadline)
@@ -113,7 +113,7 @@ def admit(home: Path, request_file: Path, identity: Identity, passphrase: bytes,
         ca=authority.certificate.decode(),
     )
     write_admission(out, admission, identity)
-    with _written(home):
+    with written(home):
         write_whole(home / "sites" / f"{request.site}.json", request_file.read_bytes())
         write_whole(home / "sites" / f"{request.site}.crt", certificate)
         # Last: this is what lets it in.
@@ -131,7 +131,7 @@ def renew_server(home: Path, passphrase: bytes) -> datetime:
     hosts = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
     key = read_node_key(home / "tls" / "server.key", passphrase)
     made = _authority(home, passphrase).server(key.public_key(), *hosts)
-    with _written(home):
+    with written(home):
         write_whole(home / "tls" / "server.pem", made)
     return x509.load_pem_x509_certificate(made).not_valid_after_utc
 
@@ -140,7 +140,7 @@ def remove(home: Path, site: str) -> None:
     """Dismiss a site; raises CSL-122 for one that was not admitted."""
     if _request_of(home, site) is None:
         raise ConsiliumError(errors.IDENTITY_UNKNOWN, site)
-    with _written(home):
+    with written(home):
         for kind in ("pem", "json", "crt"):
             (home / "sites" / f"{site}.{kind}").unlink(missing_ok=True)
         sync_folder(home / "sites")
@@ -175,7 +175,7 @@ def hand_out(home: Path, study: str, out: Path) -> None:
         raise ConsiliumError(errors.RELEASE_INVALID, f"{study} is not released")
     if out.exists():
         raise ConsiliumError(errors.ENROLMENT_THERE, str(out))
-    with _written(out.parent):
+    with written(out.parent):
         shutil.copytree(found[0], out)
 
 
@@ -202,19 +202,6 @@ def _health(address: str | None) -> str:
 
 def _print(key: str) -> str:
     return fingerprint(parse_public_key(key))
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConsiliumError(errors.ENROLMENT_UNWRITABLE, f"{folder}: {error.strerror}") from error
-
-
-def _empty(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise ConsiliumError(errors.ENROLMENT_THERE, str(folder))
 
 
 _FILE = """\

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
-import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,15 +15,16 @@ from rich.table import Table
 from common import agreement as agreements
 from common import errors
 from common.agreement import SignedStudy, sign, verify_study
-from common.console import coded_errors
+from common.console import DEFAULT_SOURCE, HERE, Json, Source, coded_errors
 from common.errors import ConsiliumError
 from common.keystore import read_identity, read_passphrase
 from common.study import Study
 from server import enrolment
-from server.commands import DEFAULT_SOURCE, HERE, Home, Json, Source
+from server.commands import Home
 from server.config import ServerConfig
 from server.drafting import TEMPLATE, finish, read
 from server.offering import STOPPED
+from server.status import ask
 
 app = typer.Typer(no_args_is_help=True, help="Studies: new, sign, publish, list, stop, resume, withdraw.")
 Name = Annotated[str, typer.Argument(help="the study's name: its file and folder")]
@@ -189,14 +189,13 @@ def _row(home: Path, path: Path, state: str) -> dict[str, object]:
 
 def _board(config: ServerConfig, digest: str) -> dict[str, dict[str, str]]:
     """Return the standing of each site of a study that runs now; empty where no server says so."""
-    if config.health is None:
+    found = ask(config.health_address)
+    if found is None or found.study is None or not found.study.startswith(digest):
         return {}
-    try:
-        found = httpx.get(f"http://{config.health}/status", timeout=5.0, trust_env=False).json()
-    except (httpx.HTTPError, ValueError):
-        return {}
-    runs = isinstance(found, dict) and str(found.get("study")).startswith(digest)
-    return dict(found["sites"]) if runs else {}
+    return {
+        site: {"standing": stood.standing.value, "since": stood.since.isoformat(timespec="seconds")}
+        for site, stood in found.sites.items()
+    }
 
 
 def _signed(home: Path, folder: Path) -> tuple[SignedStudy, Study]:

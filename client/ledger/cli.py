@@ -18,7 +18,7 @@ from client.ledger.recovery import Found, inspect, recover
 from client.ledger.report import AccountLine, account_lines, export, figure
 from client.ledger.store import SqliteLedger
 from common import errors
-from common.console import coded_errors
+from common.console import Json, coded_errors
 from common.errors import ConsiliumError
 from common.privacy.statement import rounded_down, rounded_up
 from common.study import Unit
@@ -33,7 +33,6 @@ AnchorFile = Annotated[
     Path | None,
     typer.Option("--anchor", help="its anchor; default: beside it", envvar="CONSILIUM_LEDGER_ANCHOR"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else")]
 _BAR = 24
 _FEWEST_DIGITS = 8
 
