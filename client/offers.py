@@ -6,10 +6,7 @@ signature, is ever run, and it gets there by this site's own approval alone.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,18 +14,19 @@ from pathlib import Path
 from client.egress import Egress, EgressEntry
 from client.ledger import Ledger
 from client.ledger.witness import Witness
+from client.shelf import read_approval
 from common import agreement as agreements
 from common import errors
 from common.agreement import Approval, SignedStudy, check_approval, parse_approvals, verify_agreement, verify_study
+from common.durable import folder_whole
+from common.enrolment import written
 from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, Signature, SiteId
 from common.logs import log
 from common.messages import OPERATOR, Envelope, Sealed, Stage, peek_study, unseal
 from common.payloads import APPROVAL_PART, APPROVALS_PART, SIGNATURE_PART, STUDY_PART
-from common.sqlite_files import sync_folder
 from common.study import Digest, Kind, Study
 
-APPROVAL = "approval.json"
 STAGES = (Stage.OFFER, Stage.AGREED)
 _log = log("consilium.offers")
 _MOST_OFFERS = 100
@@ -117,26 +115,7 @@ class Offers:
         _log.info("study agreed", study=digest[:12], title=study.title)
 
 
-def read_approval(folder: Path, site: SiteId, digest: Digest) -> Approval | None:
-    """Return the approval that lies with an offer; None where there is none, or it is for something else."""
-    try:
-        found = json.loads((folder / APPROVAL).read_text())
-        if (found["site"], found["digest"]) != (site, digest):
-            return None
-        return Approval(site, digest, Signature(bytes.fromhex(found["signature"])))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _put(folder: Path, signed: SignedStudy, approvals: tuple[Approval, ...]) -> None:
     """Make a study's folder, whole or not at all."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
-    try:
+    with written(folder), folder_whole(folder) as made:
         agreements.write(made, signed, approvals)
-        made.rename(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise ConsiliumError(errors.ENROLMENT_UNWRITABLE, f"{folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from client.config import SiteConfig
 from common import agreement as agreements
 from common import errors
 from common.agreement import Approval, SignedStudy, approve, verify_study
-from common.durable import write_whole
+from common.durable import folder_whole, write_whole
 from common.errors import ConsiliumError
-from common.identity import Identity
+from common.identity import Identity, Signature, SiteId
 from common.sqlite_files import sync_folder
 from common.study import Digest, Hex32, Name, Part, Study
 
@@ -76,11 +75,8 @@ class Known:
         """Whether this site's approval lies beside the offer."""
         if self.offer is None:
             return False
-        try:
-            found = ApprovalFile.model_validate_json((self.offer / APPROVAL).read_bytes())
-        except (OSError, ValidationError):
-            return False
-        return found.digest == self.digest
+        found = _approval_file(self.offer)
+        return found is not None and found.digest == self.digest
 
     def state_at(self, now: datetime) -> State:
         """Return where it stands; ``now`` must be aware."""
@@ -146,6 +142,14 @@ def find(config: SiteConfig, named: str) -> Known:
     raise ConsiliumError(errors.STUDY_UNKNOWN, f"{named!r}: {said}")
 
 
+def read_approval(folder: Path, site: SiteId, digest: Digest) -> Approval | None:
+    """Return the approval that lies with an offer; None where there is none, or it is for something else."""
+    found = _approval_file(folder)
+    if found is None or (found.site, found.digest) != (site, digest):
+        return None
+    return Approval(site, digest, Signature(bytes.fromhex(found.signature)))
+
+
 def is_running(studies: Path, digest: Digest) -> bool:
     """Return whether a study lies among those that may run, whatever its folder is called."""
     for folder in _folders(studies):
@@ -190,20 +194,20 @@ def withdraw(config: SiteConfig, one: Known, now: datetime) -> None:
             shutil.rmtree(running)
 
 
+def _approval_file(folder: Path) -> ApprovalFile | None:
+    try:
+        return ApprovalFile.model_validate_json((folder / APPROVAL).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def _taken_in(config: SiteConfig, one: Known) -> Path:
     """Return the study's folder among the offers, made now where it lies elsewhere."""
     folder = config.offers / one.digest[:16]
     if one.offer is not None and one.offer.parent.resolve() == config.offers.resolve():
         return one.offer
-    config.offers.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".", dir=config.offers))
-    try:
+    with folder_whole(folder) as made:
         agreements.write(made, one.signed, ())
-        # Refused by the system where something lies there that is not this study.
-        made.rename(folder)
-        sync_folder(config.offers)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return folder
 
 

@@ -30,6 +30,11 @@ class SignedStudy:
     canonical: bytes
     signature: Signature
 
+    @property
+    def digest(self) -> Digest:
+        """The digest that is signed, of whatever the bytes are."""
+        return Digest(hashlib.sha256(self.canonical).hexdigest())
+
 
 @dataclass(frozen=True, slots=True)
 class Approval:
@@ -79,7 +84,7 @@ def verify_study(signed: SignedStudy, operator_key: PublicKey) -> Study:
     study = Study.from_canonical(signed.canonical)
     if parse_public_key(study.operator) != operator_key:
         raise ConsiliumError(errors.STUDY_SIGNATURE_WRONG, "the study names another operator than the one pinned here")
-    digest = hashlib.sha256(signed.canonical).hexdigest()
+    digest = signed.digest
     try:
         verify(operator_key, _SIGNING[study.kind], digest.encode(), signed.signature)
     except ConsiliumError as error:

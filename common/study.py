@@ -384,6 +384,11 @@ def _fault_of(error: ValidationError) -> errors.Fault:
     return errors.STUDY_UNREADABLE if "json_invalid" in kinds else errors.STUDY_INVALID
 
 
+def time_text(moment: datetime) -> str:
+    """Return a moment in UTC as a study writes it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _parse_time(name: str, text: str) -> datetime:
     if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text):
         raise ValueError(f"{name}: write times as 2027-01-31T00:00:00Z")

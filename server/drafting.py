@@ -18,8 +18,9 @@ from pydantic import Field
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import PublicKey
-from common.privacy.accounting import calibrate_noise
+from common.payloads import vector_encoding
 from common.privacy.bounds import clamp
+from common.privacy.wanted import WantedPrivacy
 from common.secagg.terms import Terms
 from common.study import (
     AdapterSpec,
@@ -29,31 +30,22 @@ from common.study import (
     Line,
     Name,
     Part,
-    Privacy,
     Purpose,
     Study,
     TextClassification,
     Training,
-    TrainingNoise,
     Unit,
+    time_text,
     validate,
 )
 from server.config import Backbone
 from server.enrolment import Admitted
 
 
-class DraftPrivacy(Part):
-    """The guarantee to be reached; the noise is calibrated to it unless it is given."""
+class DraftPrivacy(WantedPrivacy):
+    """As people ask for it; of patients, unless it says so."""
 
     unit: Unit = Unit.PATIENT
-    max_records_per_unit: int = Field(default=1, ge=1, le=10_000)
-    epsilon: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=0.1)
-    sampling_rate: float = Field(gt=0, le=1)
-    clip_norm: float = Field(default=1.0, gt=0)
-    noise_multiplier: float | None = Field(default=None, gt=0)
-    noise: TrainingNoise = TrainingNoise.GAUSSIAN
-    max_charges: int | None = Field(default=None, ge=1)
 
 
 class DraftAggregation(Part):
@@ -124,7 +116,10 @@ def finish(
     stream = secrets.token_hex(32)
     loaded = load(folder, manifest)
     dimension = attach(loaded, draft.adapter, task_for(draft.task, loaded.tokenizer), stream).dimension
-    privacy = _privacy(draft)
+    training = draft.training
+    # Beside the rounds some charges for attempts that fail.
+    charges = training.rounds + max(2, training.rounds // 10)
+    privacy = draft.privacy.stated(training, draft.evaluation, charges=charges)
     smallest = min(int(str(member["band"])) for member in roster)
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
     study = Study.from_fields(
@@ -132,8 +127,8 @@ def finish(
             "kind": Kind.DEPLOYMENT.value,
             "title": draft.title,
             "operator": operator.hex(),
-            "created": _stamp(moment),
-            "expires": _stamp(moment + timedelta(days=draft.valid_days)),
+            "created": time_text(moment),
+            "expires": time_text(moment + timedelta(days=draft.valid_days)),
             "stream": stream,
             "purpose": draft.purpose.model_dump(mode="json"),
             "backbone": manifest.model_dump(mode="json"),
@@ -150,7 +145,8 @@ def finish(
             "roster": roster,
         }
     )
-    _check_feasible(study, dimension)
+    Terms.from_study(study).check_feasible()
+    vector_encoding(study, dimension)
     return study
 
 
@@ -175,36 +171,6 @@ def _manifest(draft: Draft, source: Backbone | None, folder: Path) -> BackboneMa
     return backbones.describe(
         folder, name=name, source=name, revision="as hashed", licence=licence, training_data=training_data
     )
-
-
-def _privacy(draft: Draft) -> Privacy:
-    wanted, training, evaluation = draft.privacy, draft.training, draft.evaluation
-    charges = wanted.max_charges or training.rounds + max(2, training.rounds // 10)
-    sigma = wanted.noise_multiplier or calibrate_noise(
-        epsilon=wanted.epsilon,
-        delta=wanted.delta,
-        sampling_rate=wanted.sampling_rate,
-        steps=charges * training.steps_per_round,
-        evaluation_noise_multiplier=evaluation.noise_multiplier,
-        evaluation_releases=evaluation.releases,
-        noise=wanted.noise,
-    )
-    fields = wanted.model_dump() | {"noise_multiplier": sigma, "max_charges": charges}
-    return Privacy.model_validate(fields)
-
-
-def _check_feasible(study: Study, dimension: int) -> None:
-    from common.payloads import vector_encoding
-
-    terms = Terms.from_study(study)
-    terms.check_survivors(terms.roster, terms.roster)
-    for site in terms.roster:
-        terms.check_own(site, terms.roster, terms.roster, terms.roster)
-    vector_encoding(study, dimension)
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 TEMPLATE = """\

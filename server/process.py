@@ -154,8 +154,8 @@ class Operator:
             if config.health_address is not None:
                 app = health_app(self._metrics, self._board, self._status)
                 stack.enter_context(listening(app, config.health_address, None))
-            watcher = threading.Thread(target=self._watch, name="admission", daemon=True)
-            over = self._over = threading.Event()
+            over = threading.Event()
+            watcher = threading.Thread(target=self._watch, args=(over,), name="admission", daemon=True)
             watcher.start()
             _log.info("listening", port=self.port, operator=fingerprint(self._identity.public_key))
             try:
@@ -164,8 +164,8 @@ class Operator:
                 over.set()
                 watcher.join(10.0)
 
-    def _watch(self) -> None:
-        while not self._over.wait(_LOOK_SECONDS):
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(_LOOK_SECONDS):
             self._admit()
 
     def _admit(self) -> None:
@@ -200,15 +200,17 @@ class Operator:
                 continue
             try:
                 signed, approvals = agreements.read(path)
+                if signed.digest in known:
+                    # Its approvals were verified then, and will be before it runs: not every two seconds.
+                    continue
                 agreed = verify_agreement(
                     signed, approvals, self._identity.public_key, now=datetime.now(UTC), kind=self._kind
                 )
             except ConsiliumError as error:
                 _log.warning("study refused", folder=path.name, code=error.code, detail=str(error))
                 continue
-            if agreed.digest not in known:
-                journal.enqueue(signed, approvals)
-                _log.info("study queued", study=agreed.digest[:12], title=agreed.study.title)
+            journal.enqueue(signed, approvals)
+            _log.info("study queued", study=agreed.digest[:12], title=agreed.study.title)
 
     def _offering(self, serving: Serving) -> Offering:
         return Offering(

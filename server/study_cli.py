@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from common import agreement as agreements
 from common import errors
 from common.agreement import SignedStudy, sign, verify_study
 from common.console import DEFAULT_SOURCE, HERE, Json, Source, coded_errors
+from common.durable import folder_whole
 from common.errors import ConsiliumError
 from common.keystore import read_identity, read_passphrase
 from common.study import Study
@@ -71,12 +71,10 @@ def publish(name: Name, home: Home = HERE) -> None:
     """Offer a signed study to its sites; it runs once every one of them has approved it."""
     with coded_errors():
         signed, study = _signed(home, home / "drafts" / _plain(name))
-        made = home / "offers" / f".{name}"
-        shutil.rmtree(made, ignore_errors=True)
-        agreements.write(made, signed, ())
         if (home / "offers" / name).exists() or (home / "studies" / name).exists():
             raise ConsiliumError(errors.ENROLMENT_THERE, name)
-        os.rename(made, home / "offers" / name)
+        with folder_whole(home / "offers" / name) as made:
+            agreements.write(made, signed, ())
     typer.echo(f"{study.title}: offered to {', '.join(member.site for member in study.roster)}")
 
 

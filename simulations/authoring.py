@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 
 from common.agreement import Agreement, Approval, SignedStudy, countersign, sign, verify_agreement, verify_study
 from common.identity import Identity, SiteId
-from common.privacy.accounting import calibrate_noise
 from common.privacy.bounds import band, clamp
 from common.privacy.concerns import concerns
 from common.secagg import Terms
@@ -25,6 +24,7 @@ from common.study import (
     Neighbourhoods,
     Privacy,
     Study,
+    time_text,
 )
 from simulations.engines import EntropySource
 from simulations.scenario import Scenario
@@ -64,28 +64,8 @@ class Authored:
 
 def privacy_of(scenario: Scenario) -> Privacy:
     """Return the Study's privacy part, its noise calibrated unless the scenario fixes it; raises CSL-201 or CSL-202."""
-    wanted, training, evaluation = scenario.privacy, scenario.training, scenario.evaluation
-    charges = wanted.max_charges or training.rounds
-    sigma = wanted.noise_multiplier or calibrate_noise(
-        epsilon=wanted.epsilon,
-        delta=wanted.delta,
-        sampling_rate=wanted.sampling_rate,
-        steps=charges * training.steps_per_round,
-        evaluation_noise_multiplier=evaluation.noise_multiplier,
-        evaluation_releases=evaluation.releases,
-        noise=wanted.noise,
-    )
-    return Privacy(
-        unit=wanted.unit,
-        max_records_per_unit=wanted.max_records_per_unit,
-        epsilon=wanted.epsilon,
-        delta=wanted.delta,
-        sampling_rate=wanted.sampling_rate,
-        noise_multiplier=sigma,
-        clip_norm=wanted.clip_norm,
-        noise=wanted.noise,
-        max_charges=charges,
-    )
+    training = scenario.training
+    return scenario.privacy.stated(training, scenario.evaluation, charges=training.rounds)
 
 
 def author(
@@ -154,8 +134,8 @@ def draft(
         kind=kind,
         title=scenario.title,
         operator=consortium.operator.public_key.hex(),
-        created=_stamp(moment),
-        expires=_stamp(moment + timedelta(days=_VALID_DAYS)),
+        created=time_text(moment),
+        expires=time_text(moment + timedelta(days=_VALID_DAYS)),
         stream=stream,
         purpose=scenario.purpose,
         backbone=manifest,
@@ -181,7 +161,8 @@ def draft(
     )
     # Through TOML-shaped fields once more, so that every check of an authored file holds for it too.
     study = Study.from_canonical(study.canonical())
-    _check_feasible(study)
+    # Before signing: not even all sites together may be too few.
+    Terms.from_study(study).check_feasible()
     return study
 
 
@@ -192,15 +173,3 @@ def foreseen(study: Study, tested: Mapping[SiteId, int]) -> tuple[str, ...]:
     """
     share = sum(tested.values()) / sum(member.band for member in study.roster)
     return tuple(str(concern) for concern in concerns(study, tested_share=share))
-
-
-def _check_feasible(study: Study) -> None:
-    """Raise CSL-404 before signing if not even all sites together could open a sum: three are too few (RULES 3)."""
-    terms = Terms.from_study(study)
-    terms.check_survivors(terms.roster, terms.roster)
-    for site in terms.roster:
-        terms.check_own(site, terms.roster, terms.roster, terms.roster)
-
-
-def _stamp(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -19,6 +19,7 @@ from pydantic import Field, StringConstraints, model_validator
 from client.config import Column, Query
 from common import errors
 from common.errors import ConsiliumError
+from common.privacy.wanted import WantedPrivacy
 from common.study import (
     MAX_SIMULATED_SITES,
     MAX_SITES,
@@ -30,7 +31,6 @@ from common.study import (
     Purpose,
     TextClassification,
     Training,
-    TrainingNoise,
     Unit,
     validate,
 )
@@ -142,30 +142,6 @@ class BackboneChoice(Part):
         return self
 
 
-class ScenarioPrivacy(Part):
-    """The guarantee to be reached. The noise is calibrated to epsilon unless ``noise_multiplier`` is given.
-
-    noise         of training, as in the Study
-    max_charges   training charges the budget must cover; the rounds where not given
-    """
-
-    unit: Unit = Unit.RECORD
-    max_records_per_unit: int = Field(default=1, ge=1, le=10_000)
-    epsilon: float = Field(gt=0)
-    delta: float = Field(gt=0, lt=0.1)
-    sampling_rate: float = Field(gt=0, le=1)
-    clip_norm: float = Field(default=1.0, gt=0)
-    noise_multiplier: float | None = Field(default=None, gt=0)
-    noise: TrainingNoise = TrainingNoise.GAUSSIAN
-    max_charges: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _one_record_is_one_record(self) -> Self:
-        if self.unit is Unit.RECORD and self.max_records_per_unit != 1:
-            raise ValueError("max_records_per_unit belongs to unit = 'patient'")
-        return self
-
-
 class ScenarioAggregation(Part):
     """As in the Study; ``clamp`` is derived from the training where it is not given."""
 
@@ -205,7 +181,7 @@ class Scenario(Part):
     task: TextClassification
     adapter: AdapterSpec = AdapterSpec()
     training: Training
-    privacy: ScenarioPrivacy
+    privacy: WantedPrivacy
     evaluation: Evaluation = Evaluation()
     aggregation: ScenarioAggregation = ScenarioAggregation()
     tuning: Tuning | None = None

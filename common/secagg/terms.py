@@ -121,6 +121,12 @@ class Terms:
         if max(weights) > self.max_share * sum(weights):
             raise ConsiliumError(errors.SECAGG_THRESHOLD, "one survivor would be too large a part of the sum")
 
+    def check_feasible(self) -> None:
+        """Raise CSL-404 if not even all sites together could open a sum: three are too few (RULES 3)."""
+        self.check_survivors(self.roster, self.roster)
+        for site in self.roster:
+            self.check_own(site, self.roster, self.roster, self.roster)
+
     def check_own(
         self, site: SiteId, verified: Collection[SiteId], survivors: Collection[SiteId], cohort: Collection[SiteId]
     ) -> None:

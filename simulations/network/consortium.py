@@ -6,7 +6,6 @@ things out, and no hospital's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from client import enrolment as hospitals
 from client.ledger import SqliteLedger
 from common import agreement as agreements
 from common.agreement import countersign, sign, verify_study
+from common.durable import folder_whole
 from common.identity import SiteId, fingerprint
 from common.keystore import read_identity
 from common.study import Study, Unit
@@ -151,9 +151,8 @@ def publish(laid: LaidOut, study: Study, name: str = "study") -> None:
     places = [(laid.server.parent, name), *((laid.sites[site].parent, digest[:16]) for site in members)]
     for place, called in places:
         # Whole or not at all: a daemon may be looking.
-        made = place / f".{name}"
-        agreements.write(made, signed, approvals)
-        os.rename(made, place / "studies" / called)
+        with folder_whole(place / "studies" / called) as made:
+            agreements.write(made, signed, approvals)
 
 
 _FROM_OPERATOR = "[backbone]\nfrom_operator = true\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 from client.daemon import Daemon
 from client.egress import EgressEntry
 from client.ledger import MemoryLedger
-from client.offers import APPROVAL
+from client.shelf import APPROVAL
 from common import agreement as agreements
 from common.agreement import Approval, countersign, sign, verify_study
 from common.identity import Identity, SiteId
