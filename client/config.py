@@ -8,7 +8,6 @@ it, and none says where noise comes from (RULES 15). Loads without torch.
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -16,10 +15,10 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, 
 
 from client.policy import Policy
 from common import errors
-from common.errors import ConsiliumError
 from common.identity import PublicKey, SiteId, fingerprint, parse_public_key
 from common.messages import ANYONE, OPERATOR
-from common.study import Hex32, Name, Part, Study, validate
+from common.settings import Place, read_settings, resolved
+from common.study import Hex32, Name, Part, Study
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
 _ADDRESS = re.compile(rf"(?:{_HOST}):([0-9]{{1,5}})")
@@ -28,19 +27,6 @@ _SQLITE, _POSTGRES = "sqlite:///", "postgresql+pg8000://"
 _POSTGRES_URL = re.compile(
     rf"{re.escape(_POSTGRES)}[\w.~%-]+@({_HOST}(:[0-9]{{1,5}})?/[\w.~%-]+|/[\w.~%-]+\?unix_sock=/[\w./%-]+)", re.ASCII
 )
-
-
-def _resolved(value: object, info: ValidationInfo) -> object:
-    """Make a path absolute; a file's folder comes with the context."""
-    if not isinstance(value, str):
-        return value
-    if not value or "\x00" in value:
-        raise ValueError("write a path")
-    folder = (info.context or {}).get("folder")
-    path = Path(value) if folder is None else folder / value
-    if not path.is_absolute():
-        raise ValueError("a path outside a file must be absolute")
-    return str(path)
 
 
 def _address(value: str) -> str:
@@ -65,14 +51,12 @@ def _database(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError("write an address")
     if value.startswith(_SQLITE):
-        return f"{_SQLITE}{_resolved(value.removeprefix(_SQLITE), info)}"
+        return f"{_SQLITE}{resolved(value.removeprefix(_SQLITE), info)}"
     if _POSTGRES_URL.fullmatch(value) is None:
         raise ValueError(f"write {_SQLITE}PATH or {_POSTGRES}USER@HOST[:PORT]/DATABASE; a password is named apart")
     return value
 
 
-Place = Annotated[Path, BeforeValidator(_resolved)]
-"""A path that is absolute once it was read."""
 DatabaseUrl = Annotated[str, BeforeValidator(_database)]
 """Where a database is; the path of an SQLite file is absolute."""
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -261,14 +245,7 @@ class SiteConfig(Part):
     @classmethod
     def load(cls, path: Path) -> SiteConfig:
         """Read a file; raises CSL-530 where it cannot be read as TOML, CSL-531 with the name of the wrong field."""
-        try:
-            fields = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConsiliumError(errors.SITE_FILE_UNREADABLE, f"{path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            # Beside what is no TOML: no UTF-8, a number of thousands of digits, and arrays nested as deep.
-            raise ConsiliumError(errors.SITE_FILE_UNREADABLE, f"{path}: {error}") from error
-        return validate(cls, fields, errors.SITE_FILE_INVALID, context={"folder": path.absolute().parent})
+        return read_settings(cls, path, unreadable=errors.SITE_FILE_UNREADABLE, invalid=errors.SITE_FILE_INVALID)
 
     @property
     def site_id(self) -> SiteId:

@@ -5,27 +5,15 @@ Strict and frozen; relative paths are below the file's own folder. What a study 
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from common import errors
-from common.errors import ConsiliumError
-from common.study import Part, validate
+from common.settings import Place, read_settings
+from common.study import Part
 from server.listener import Address
-
-
-def _resolved(value: object, info: ValidationInfo) -> object:
-    """Make a path absolute; a file's folder comes with the context."""
-    if not isinstance(value, str) or not value or "\x00" in value:
-        raise ValueError("write a path")
-    folder = (info.context or {}).get("folder")
-    path = Path(value) if folder is None else folder / value
-    if not path.is_absolute():
-        raise ValueError("a path outside a file must be absolute")
-    return str(path)
 
 
 def _address(text: str) -> Address:
@@ -33,10 +21,6 @@ def _address(text: str) -> Address:
     if not host or not port.isdigit() or int(port) >= 1 << 16:
         raise ValueError("write host:port")
     return Address(host.strip("[]"), int(port))
-
-
-Place = Annotated[Path, BeforeValidator(_resolved)]
-"""A path that is absolute once it was read."""
 
 
 class Tls(Part):
@@ -110,13 +94,7 @@ class ServerConfig(Part):
     @classmethod
     def load(cls, path: Path) -> ServerConfig:
         """Read a file; raises CSL-540 where it cannot be read as TOML, CSL-541 with the name of the wrong field."""
-        try:
-            fields = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConsiliumError(errors.SERVER_FILE_UNREADABLE, f"{path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise ConsiliumError(errors.SERVER_FILE_UNREADABLE, f"{path}: {error}") from error
-        return validate(cls, fields, errors.SERVER_FILE_INVALID, context={"folder": path.absolute().parent})
+        return read_settings(cls, path, unreadable=errors.SERVER_FILE_UNREADABLE, invalid=errors.SERVER_FILE_INVALID)
 
     @property
     def listen_address(self) -> Address:
