@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
-import signal
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,9 +22,9 @@ from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.messages import OPERATOR, Envelope, Stage
 from common.payloads import LEDGER_BYTES
+from tests.crashes import full_disk, in_a_process, said_until_killed
 from tests.studies import signed_study
 
-FORK = get_context("fork")
 NOW = datetime(2026, 12, 1, 8, 30, tzinfo=UTC)
 PEER = "consilium.example:9092"
 ENTRY = EgressEntry(
@@ -228,7 +225,6 @@ def test_a_full_disk_lets_nothing_out_and_harms_nothing(path: Path) -> None:
     site = SiteId("site-000")
 
     def fill() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         log = opened(path)
         door = Egress(
             study.study,
@@ -243,19 +239,14 @@ def test_a_full_disk_lets_nothing_out_and_harms_nothing(path: Path) -> None:
         door.release(request, {"secagg": b"x"})
         # The next line has place for a part of it.
         most = path.stat().st_size + 100
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
-        for _ in range(2):
-            refused(lambda: door.release(request, {"secagg": b"x"}))
-        assert len(read(path)) == 1
-        assert path.stat().st_size == most - 100
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with full_disk(most):
+            for _ in range(2):
+                refused(lambda: door.release(request, {"secagg": b"x"}))
+            assert len(read(path)) == 1
+            assert path.stat().st_size == most - 100
         door.release(request, {"secagg": b"x"})
-        os._exit(0)
 
-    child = FORK.Process(target=fill)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    in_a_process(fill)
     assert [entry.kind for entry in read(path)] == ["payload", "payload"]
 
 
@@ -266,15 +257,10 @@ def test_a_full_disk_while_mending_keeps_what_was_found(path: Path) -> None:
     whole = path.read_bytes()
 
     def fill() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, resource.RLIM_INFINITY))
-        refused(lambda: opened(path))
-        os._exit(0)
+        with full_disk(len(whole) + 20):
+            refused(lambda: opened(path))
 
-    child = FORK.Process(target=fill)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    in_a_process(fill)
     assert path.read_bytes() == whole
 
 
@@ -308,28 +294,17 @@ def test_a_log_that_was_closed_or_cannot_be_made_says_so(path: Path) -> None:
     refused(lambda: read(path.parent / "absent"))
 
 
-def work(path: Path, first: int, said: Connection) -> None:
+def work(path: Path, first: int, say: Callable[[int], None]) -> None:
     with opened(path) as log:
         for number in range(first, 1 << 30):
             log.control("Heartbeat", number, PEER)
-            said.send(number)
+            say(number)
 
 
 def test_a_kill_loses_no_line_whose_bytes_may_have_left(path: Path) -> None:
     dice, first = random.Random(5), 0
     for _ in range(5):
-        reader, writer = FORK.Pipe(duplex=False)
-        child = FORK.Process(target=work, args=(path, first, writer))
-        child.start()
-        writer.close()
-        words, said = dice.randrange(1, 40), []
-        try:
-            while True:
-                said.append(reader.recv())
-                if len(said) == words:
-                    child.kill()
-        except EOFError:
-            child.join()
+        said = said_until_killed(partial(work, path, first), dice.randrange(1, 40))
         found = sizes(read(path))
         assert found == list(range(len(found)))
         assert len(found) in (said[-1] + 1, said[-1] + 2)

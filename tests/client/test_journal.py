@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import signal
 import sqlite3
 import stat
 from collections.abc import Callable
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,11 +19,19 @@ from common.secagg import Phase
 from common.secagg.journal import Entry, Journal
 from common.secagg.site import SiteSession
 from common.study import Digest
+from tests.crashes import (
+    before_each_statement,
+    die_at,
+    from_elsewhere,
+    full_disk,
+    in_a_process,
+    refused,
+    said_until_killed,
+)
 from tests.protocols import numbered, parties, relay, set_up, take_sum, total
 
 STUDY, OTHER = Digest("5a" * 32), Digest("5b" * 32)
 NORTH, SOUTH = SiteId("north"), SiteId("south")
-FORK = get_context("fork")
 
 
 def entry(number: int, size: int = 100) -> Entry:
@@ -37,12 +41,6 @@ def entry(number: int, size: int = 100) -> Entry:
 
 def opened(path: Path) -> SqliteJournal:
     return SqliteJournal(path, STUDY, NORTH)
-
-
-def refused(fault: Fault, act: Callable[[], object]) -> None:
-    with pytest.raises(ConsiliumError) as raised:
-        act()
-    assert raised.value.fault is fault
 
 
 @pytest.fixture
@@ -103,28 +101,15 @@ def test_only_the_owner_may_read_the_file(path: Path) -> None:
 
 
 def test_a_second_opener_is_refused_at_once_and_does_not_loosen_the_first_ones_lock(path: Path) -> None:
-    def other_process(results: Connection) -> None:
-        try:
-            opened(path).close()
-        except ConsiliumError as error:
-            results.send(error.code)
-        else:
-            results.send("opened")
-
-    def from_elsewhere() -> object:
-        reader, writer = FORK.Pipe(duplex=False)
-        child = FORK.Process(target=other_process, args=(writer,))
-        child.start()
-        found = reader.recv()
-        child.join()
-        return found
+    def elsewhere() -> str:
+        return from_elsewhere(lambda: opened(path).close())
 
     with opened(path) as journal:
-        assert from_elsewhere() == errors.JOURNAL_LOCKED.code
+        assert elsewhere() == errors.JOURNAL_LOCKED.code
         refused(errors.JOURNAL_LOCKED, lambda: opened(path))
-        assert from_elsewhere() == errors.JOURNAL_LOCKED.code
+        assert elsewhere() == errors.JOURNAL_LOCKED.code
         journal.write(entry(1))
-    assert from_elsewhere() == "opened"
+    assert elsewhere() == "opened"
 
 
 @pytest.mark.parametrize(("study", "site"), [(OTHER, NORTH), (STUDY, SOUTH)])
@@ -192,22 +177,15 @@ def test_a_flipped_byte_is_found_or_changes_nothing(path: Path) -> None:
 
 def test_a_full_disk_is_said_and_loses_nothing(path: Path) -> None:
     def fill() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         journal = opened(path)
         journal.opened(4)
         journal.write(entry(1))
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
-        refused(errors.JOURNAL_UNWRITABLE, lambda: journal.write(entry(2, size=4 << 20)))
-        assert dict(journal.replies()) == {entry(1).name: entry(1).reply}
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        with full_disk(64 << 10):
+            refused(errors.JOURNAL_UNWRITABLE, lambda: journal.write(entry(2, size=4 << 20)))
+            assert dict(journal.replies()) == {entry(1).name: entry(1).reply}
         journal.write(entry(3))
-        os._exit(0)
 
-    child = FORK.Process(target=fill)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    in_a_process(fill)
     with opened(path) as journal:
         assert journal.floor() == 4
         assert dict(journal.replies()) == {one.name: one.reply for one in (entry(1), entry(3))}
@@ -217,52 +195,20 @@ def test_a_file_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     refused(errors.JOURNAL_UNWRITABLE, lambda: opened(tmp_path / "absent" / "journal.sqlite"))
 
 
-def work(path: Path, said: Connection, statements: int) -> None:
+def work(path: Path, say: Callable[[tuple[str, int]], None], statements: int) -> None:
     """Keep entries and say so after each call, until the process kills itself before some statement."""
-    left = [statements]
-
-    def count(_: str) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    plain = sqlite3.connect
-
-    def traced(*args: object, **options: object) -> sqlite3.Connection:
-        connection: sqlite3.Connection = plain(*args, **options)  # type: ignore[call-overload]
-        connection.set_trace_callback(count)
-        return connection
-
-    sqlite3.connect = traced  # type: ignore[assignment]
+    before_each_statement(die_at(statements))
     journal = opened(path)
     for number in range(journal.floor() + 1, 1 << 30):
         journal.opened(number)
-        said.send(("opened", number))
+        say(("opened", number))
         for part in range(2):
             journal.write(entry(2 * number + part, size=20_000))
-            said.send(("written", 2 * number + part))
+            say(("written", 2 * number + part))
         if number % 4 == 0:
-            said.send(("renewing", number))
+            say(("renewing", number))
             journal.new_epoch()
-            said.send(("renewed", number))
-
-
-def until_killed(path: Path, statements: int, kill_after: int | None = None) -> list[tuple[str, int]]:
-    """Run :func:`work` until it dies; return what it said. ``kill_after`` kills it after so many words instead."""
-    reader, writer = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=work, args=(path, writer, statements))
-    child.start()
-    writer.close()
-    said: list[tuple[str, int]] = []
-    try:
-        while True:
-            said.append(reader.recv())
-            if len(said) == kill_after:
-                child.kill()
-    except EOFError:
-        child.join()
-    assert child.exitcode == -signal.SIGKILL
-    return said
+            say(("renewed", number))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -271,7 +217,8 @@ def test_a_kill_between_any_two_statements_or_within_one_loses_nothing_that_was_
     floor, kept = 0, dict[bytes, bytes]()
     for start in range(12):
         within = start % 3 == 0
-        said = until_killed(path, 0 if within else dice.randrange(1, 90), dice.randrange(1, 20) if within else None)
+        statements = 0 if within else dice.randrange(1, 90)
+        said = said_until_killed(partial(work, path, statements=statements), dice.randrange(1, 20) if within else None)
         renewing = False
         for word, number in said:
             if word == "opened":

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import signal
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from client.outbox import KEPT, MemoryOutbox, Outbox, SqliteOutbox
 from common import errors
-from common.errors import ConsiliumError, Fault
 from common.identity import Signature, SiteId
 from common.messages import Sealed
 from common.study import Digest
+from tests.crashes import full_disk, in_a_process, refused, said_until_killed
 
 STUDY, OTHER = Digest("5a" * 32), Digest("5b" * 32)
 NORTH, SOUTH = SiteId("north"), SiteId("south")
-FORK = get_context("fork")
 
 
 def name_of(number: int) -> bytes:
@@ -41,12 +36,6 @@ def reply(number: int, size: int = 100) -> Sealed:
 
 def opened(path: Path) -> SqliteOutbox:
     return SqliteOutbox(path, STUDY, NORTH)
-
-
-def refused(fault: Fault, act: Callable[[], object]) -> None:
-    with pytest.raises(ConsiliumError) as raised:
-        act()
-    assert raised.value.fault is fault
 
 
 @pytest.fixture
@@ -164,21 +153,14 @@ def test_a_row_that_was_changed_is_found(path: Path, change: str) -> None:
 
 def test_a_full_disk_is_said_and_loses_nothing(path: Path) -> None:
     def fill() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         outbox = opened(path)
         outbox.put(name_of(0), reply(0))
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
-        refused(errors.JOURNAL_UNWRITABLE, lambda: outbox.put(name_of(1), reply(1, size=4 << 20)))
-        assert outbox.find(name_of(1)) is None
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        with full_disk(64 << 10):
+            refused(errors.JOURNAL_UNWRITABLE, lambda: outbox.put(name_of(1), reply(1, size=4 << 20)))
+            assert outbox.find(name_of(1)) is None
         outbox.put(name_of(2), reply(2))
-        os._exit(0)
 
-    child = FORK.Process(target=fill)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    in_a_process(fill)
     with opened(path) as outbox:
         assert [outbox.find(name_of(number)) for number in range(3)] == [reply(0), None, reply(2)]
 
@@ -187,12 +169,12 @@ def test_a_file_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     refused(errors.JOURNAL_UNWRITABLE, lambda: opened(tmp_path / "absent" / "outbox.sqlite"))
 
 
-def work(path: Path, first: int, said: Connection) -> None:
+def work(path: Path, first: int, say: Callable[[int], None]) -> None:
     """Put one reply after the other, and say so after each."""
     outbox = opened(path)
     for number in range(first, 1 << 30):
         outbox.put(name_of(number), reply(number, size=20_000))
-        said.send(number)
+        say(number)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -200,19 +182,7 @@ def test_a_kill_between_puts_or_within_one_loses_no_reply_that_could_have_been_s
     dice = random.Random(seed)
     first = 0
     for _ in range(6):
-        reader, writer = FORK.Pipe(duplex=False)
-        child = FORK.Process(target=work, args=(path, first, writer))
-        child.start()
-        writer.close()
-        words, said = dice.randrange(1, 2 * KEPT), []
-        try:
-            while True:
-                said.append(reader.recv())
-                if len(said) == words:
-                    os.kill(child.pid or 0, signal.SIGKILL)
-        except EOFError:
-            child.join()
-        assert child.exitcode == -signal.SIGKILL
+        said = said_until_killed(partial(work, path, first), dice.randrange(1, 2 * KEPT))
         last = said[-1]
         with opened(path) as outbox:
             # The one that was being put is there as a whole, or not at all.

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-import resource
-import signal
 import stat
-from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -35,21 +31,14 @@ from common.keystore import (
     write_identity,
     write_node_key,
 )
+from tests.crashes import full_disk, in_a_process, refused
 
 PASSPHRASE = b"correct horse \x00 battery staple \xff"
-FORK = get_context("fork")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "key.pem"
-
-
-def refused(fault: Fault, act: Callable[[], object]) -> ConsiliumError:
-    with pytest.raises(ConsiliumError) as raised:
-        act()
-    assert raised.value.fault is fault
-    return raised.value
 
 
 def descriptor_of(content: bytes) -> int:
@@ -184,15 +173,10 @@ def test_where_no_key_can_be_written_that_is_said(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_no_part_of_a_key(path: Path) -> None:
     def fill() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-        refused(errors.KEY_UNWRITABLE, lambda: write_identity(path, Identity.generate(), PASSPHRASE))
-        os._exit(0)
+        with full_disk(100):
+            refused(errors.KEY_UNWRITABLE, lambda: write_identity(path, Identity.generate(), PASSPHRASE))
 
-    child = FORK.Process(target=fill)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    in_a_process(fill)
     assert list(path.parent.iterdir()) == []
 
 

@@ -14,7 +14,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -46,12 +45,12 @@ from common.study import Digest, Unit
 from common.tasks import task_for
 from server.coordinator import Coordinator
 from server.witnesses import MemoryWitnesses
+from tests.crashes import FORK
 from tests.encoders import WORDS, write_encoder
 from tests.federations import Federation, federation
 from tests.studies import NOW
 
 VICTIM = SiteId("site-000")
-FORK = get_context("fork")
 CHANGES: dict[str, Any] = {
     "training": {"rounds": 1, "steps_per_round": 2, "learning_rate": 0.1},
     "evaluation": {"releases": 1000, "noise_multiplier": 500.0},

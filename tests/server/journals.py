@@ -7,21 +7,17 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from common.chain import sound
-from common.errors import ConsiliumError, Fault
 from common.identity import SiteId
 from common.study import Digest
 from server.journal import SqlJournal, State
 from server.progress import Progress, RoundRecord, StudyJournal
 from tests.studies import signed_study
 
-FORK = get_context("fork")
 ONE, TWO, THREE = (signed_study(title=title) for title in ("One", "Two", "Three"))
 START = datetime(2026, 12, 1, 8, tzinfo=UTC)
 SITES = (SiteId("site-000"), SiteId("site-002"))
@@ -29,13 +25,6 @@ SITES = (SiteId("site-000"), SiteId("site-002"))
 
 def of(path: Path) -> str:
     return f"sqlite:///{path}"
-
-
-def refused(fault: Fault, act: Callable[[], object]) -> ConsiliumError:
-    with pytest.raises(ConsiliumError) as raised:
-        act()
-    assert raised.value.fault is fault
-    return raised.value
 
 
 def vector(number: int, length: int = 40) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

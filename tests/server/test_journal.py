@@ -6,16 +6,14 @@ Every test that names a ``url`` holds for an SQLite file and, among the slow one
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import signal
 import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import product
-from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -25,11 +23,10 @@ from hypothesis import strategies as st
 
 from common import errors
 from common.agreement import SignedStudy
-from common.errors import ConsiliumError
 from server.journal import Queued, SqlJournal, State
 from server.progress import Ending, Progress, RoundRecord
+from tests.crashes import die_at, from_elsewhere, refused, said_until_killed
 from tests.server.journals import (
-    FORK,
     ONE,
     SITES,
     START,
@@ -39,7 +36,6 @@ from tests.server.journals import (
     clock,
     events,
     records,
-    refused,
     same,
     step,
     vector,
@@ -322,33 +318,14 @@ def test_threads_of_one_process_do_not_get_into_each_others_transactions(url: st
             assert journal.of(row.digest).rounds() == records(12)
 
 
-def from_elsewhere(url: str) -> str:
-    """Open a journal in another process and return what came of it."""
-
-    def other(results: Connection) -> None:
-        try:
-            SqlJournal(url).close()
-        except ConsiliumError as error:
-            results.send(error.code)
-        else:
-            results.send("opened")
-
-    reader, writer = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=other, args=(writer,))
-    child.start()
-    found: str = reader.recv()
-    child.join()
-    return found
-
-
 def test_a_second_opener_is_refused_and_does_not_loosen_the_first_ones_hold(url: str) -> None:
     with SqlJournal(url) as journal:
         study = begun(journal)
-        assert from_elsewhere(url) == errors.OPERATOR_LOCKED.code
+        assert from_elsewhere(lambda: SqlJournal(url).close()) == errors.OPERATOR_LOCKED.code
         refused(errors.OPERATOR_LOCKED, lambda: SqlJournal(url))
-        assert from_elsewhere(url) == errors.OPERATOR_LOCKED.code
+        assert from_elsewhere(lambda: SqlJournal(url).close()) == errors.OPERATOR_LOCKED.code
         study.keep(*step(0))
-    assert from_elsewhere(url) == "opened"
+    assert from_elsewhere(lambda: SqlJournal(url).close()) == "opened"
 
 
 ZEROS = b"\x00" * 160
@@ -426,15 +403,9 @@ def test_a_later_schema_and_what_is_no_journal_are_refused(url: str, fresh: Call
     assert "patient" in refused(errors.OPERATOR_FOREIGN, lambda: SqlJournal(other)).detail
 
 
-def work(url: str, said: Connection, statements: int) -> None:
+def work(url: str, say: Callable[[int], None], statements: int) -> None:
     """Take step after step and say so after each, until the process kills itself before some statement or commit."""
-    left = [statements]
-
-    def count(*_: object) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
+    count = die_at(statements)
     sa.event.listen(sa.Engine, "before_cursor_execute", count)
     sa.event.listen(sa.Engine, "commit", count)
     journal = SqlJournal(url)
@@ -443,25 +414,7 @@ def work(url: str, said: Connection, statements: int) -> None:
     first = 0 if progress is None else 2 * progress.rounds + progress.under_way
     for number in range(first, 1 << 20):
         study.keep(*step(number, 5000))
-        said.send(number)
-
-
-def until_killed(url: str, statements: int, kill_after: int | None) -> int:
-    """Run :func:`work` until it dies, or kill it after so many words; return the last step it said, -1 for none."""
-    reader, writer = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=work, args=(url, writer, statements))
-    child.start()
-    writer.close()
-    said = []
-    try:
-        while True:
-            said.append(reader.recv())
-            if len(said) == kill_after:
-                child.kill()
-    except EOFError:
-        child.join()
-    assert child.exitcode == -signal.SIGKILL
-    return said[-1] if said else -1
+        say(number)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -471,9 +424,9 @@ def test_a_kill_anywhere_leaves_the_last_step_that_was_said_or_the_next_one_whol
         begun(journal)
     for start in range(9):
         within = start % 3 == 0
-        last = max(
-            last, until_killed(url, 0 if within else dice.randrange(1, 90), dice.randrange(1, 9) if within else None)
-        )
+        statements = 0 if within else dice.randrange(1, 90)
+        said = said_until_killed(partial(work, url, statements=statements), dice.randrange(1, 9) if within else None)
+        last = max([last, *said])
         with SqlJournal(url) as journal:
             study = journal.of(ONE.study.digest)
             found = study.progress()

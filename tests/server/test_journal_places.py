@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import signal
 import sqlite3
 import stat
 from collections.abc import Callable
@@ -21,7 +18,8 @@ from common import errors
 from common.errors import ConsiliumError, Fault
 from server.journal import SqlJournal
 from server.journal_store import Store
-from tests.server.journals import FORK, ONE, begun, of, records, refused, same, step, vector
+from tests.crashes import full_disk, in_a_process, refused
+from tests.server.journals import ONE, begun, of, records, same, step, vector
 from tests.server.postgres import PASSWORD, Server
 
 
@@ -143,27 +141,19 @@ class TestSqlite:
         """Small pages meet the end of the disk at the commit, many of them before it."""
 
         def fill() -> None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             with SqlJournal(of(path)) as journal:
                 study = begun(journal, 3)
                 log = path.with_name(path.name + "-wal").stat().st_size
-                _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (log, hard))
                 progress, record = step(3)
-                for _ in range(2):
-                    refused(
-                        errors.OPERATOR_UNWRITABLE, lambda: study.keep(replace(progress, session=bytes(size)), record)
-                    )
-                    assert same(study.progress(), step(2)[0])
-                    assert study.rounds() == records(3)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+                large = replace(progress, session=bytes(size))
+                with full_disk(log):
+                    for _ in range(2):
+                        refused(errors.OPERATOR_UNWRITABLE, lambda: study.keep(large, record))
+                        assert same(study.progress(), step(2)[0])
+                        assert study.rounds() == records(3)
                 study.keep(progress, record)
-            os._exit(0)
 
-        child = FORK.Process(target=fill)
-        child.start()
-        child.join()
-        assert child.exitcode == 0
+        in_a_process(fill)
         with SqlJournal(of(path)) as journal:
             study = journal.of(ONE.study.digest)
             assert same(study.progress(), step(3)[0])

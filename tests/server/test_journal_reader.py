@@ -12,7 +12,8 @@ import pytest
 
 from common import errors
 from server.journal import JournalReader, SqlJournal, State
-from tests.server.journals import FORK, ONE, TWO, begun, clock, of, records, refused, same, step
+from tests.crashes import FORK, refused
+from tests.server.journals import ONE, TWO, begun, clock, of, records, same, step
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int, int]]:

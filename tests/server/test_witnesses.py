@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
-import resource
-import signal
 import sqlite3
 import stat
 from collections.abc import Callable
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,20 +15,14 @@ from common import errors
 from common.errors import ConsiliumError, Fault
 from common.identity import PublicKey
 from server.witnesses import MemoryWitnesses, SqliteWitnesses, Witnesses
+from tests.crashes import before_each_statement, die_at, full_disk, in_a_process, refused, said_until_killed
 
 NORTH, SOUTH = PublicKey(b"n" * 32), PublicKey(b"s" * 32)
-FORK = get_context("fork")
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "operator.sqlite"
-
-
-def refused(fault: Fault, act: Callable[[], object]) -> None:
-    with pytest.raises(ConsiliumError) as raised:
-        act()
-    assert raised.value.fault is fault
 
 
 def head(number: int) -> bytes:
@@ -127,64 +117,25 @@ def test_a_file_that_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_and_loses_nothing(path: Path) -> None:
     def fill() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         with SqliteWitnesses(path) as kept:
             kept.keep({NORTH: head(1)})
-            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
-            refused(errors.OPERATOR_UNWRITABLE, lambda: kept.keep({NORTH: head(2), SOUTH: bytes(1 << 20)}))
-            assert (kept.of(NORTH), kept.of(SOUTH)) == (head(1), None)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            with full_disk(64 << 10):
+                refused(errors.OPERATOR_UNWRITABLE, lambda: kept.keep({NORTH: head(2), SOUTH: bytes(1 << 20)}))
+                assert (kept.of(NORTH), kept.of(SOUTH)) == (head(1), None)
             kept.keep({SOUTH: head(3)})
-        os._exit(0)
 
-    child = FORK.Process(target=fill)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    in_a_process(fill)
     with SqliteWitnesses(path) as kept:
         assert (kept.of(NORTH), kept.of(SOUTH)) == (head(1), head(3))
 
 
-def work(path: Path, said: Connection, first: int, statements: int) -> None:
+def work(path: Path, first: int, say: Callable[[int], None], statements: int) -> None:
     """Keep one head after the other for two sites at once and say so, until the process kills itself."""
-    left = [statements]
-
-    def count(_: str) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    plain = sqlite3.connect
-
-    def traced(*args: object, **options: object) -> sqlite3.Connection:
-        connection: sqlite3.Connection = plain(*args, **options)  # type: ignore[call-overload]
-        connection.set_trace_callback(count)
-        return connection
-
-    sqlite3.connect = traced  # type: ignore[assignment]
+    before_each_statement(die_at(statements))
     kept = SqliteWitnesses(path)
     for number in range(first, 1 << 30):
         kept.keep({NORTH: head(number), SOUTH: head(number)})
-        said.send(number)
-
-
-def until_killed(path: Path, first: int, statements: int, kill_after: int | None) -> int:
-    """Run :func:`work` until it dies; return the last number that it said. ``kill_after`` kills it after so many."""
-    reader, writer = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=work, args=(path, writer, first, statements))
-    child.start()
-    writer.close()
-    last = first - 1
-    try:
-        while True:
-            last = reader.recv()
-            if last - first + 1 == kill_after:
-                child.kill()
-    except EOFError:
-        child.join()
-    assert child.exitcode == -signal.SIGKILL
-    return last
+        say(number)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -192,9 +143,11 @@ def test_a_kill_anywhere_leaves_the_last_heads_that_were_said_or_the_next_for_al
     dice, number = random.Random(seed), 0
     for start in range(10):
         within = start % 3 == 0
-        said = until_killed(
-            path, number + 1, 0 if within else dice.randrange(1, 60), dice.randrange(1, 20) if within else None
+        statements = 0 if within else dice.randrange(1, 60)
+        words = said_until_killed(
+            partial(work, path, number + 1, statements=statements), dice.randrange(1, 20) if within else None
         )
+        said = words[-1] if words else number
         with SqliteWitnesses(path) as kept:
             found = kept.of(NORTH)
             assert kept.of(SOUTH) == found

@@ -20,7 +20,8 @@ from common import errors
 from common.errors import ConsiliumError
 from common.study import Digest
 from tests.client.ledger.test_recovery import copies, put_back
-from tests.client.ledger.test_store import UNLOCKED, change, refused
+from tests.client.ledger.test_store import UNLOCKED, change
+from tests.crashes import refused
 from tests.ledgers import ACCOUNT, PLAN, charge, joined, opened, with_account
 
 OTHER, THIRD = Digest("0b" * 32), Digest("0c" * 32)

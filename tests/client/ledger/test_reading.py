@@ -20,7 +20,8 @@ from common import errors
 from common.errors import Fault
 from common.study import Digest, Unit
 from tests.client.ledger.test_recovery import copies, put_back
-from tests.client.ledger.test_store import FORK, UNLOCKED, change, refused
+from tests.client.ledger.test_store import UNLOCKED, change
+from tests.crashes import FORK, refused
 from tests.ledgers import ACCOUNT, PLAN, STUDY, charge, joined, opened
 
 

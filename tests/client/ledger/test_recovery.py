@@ -14,7 +14,8 @@ from client.ledger.recovery import recover
 from common import errors
 from common.errors import ConsiliumError
 from common.study import Digest
-from tests.client.ledger.test_store import UNLOCKED, change, refused
+from tests.client.ledger.test_store import UNLOCKED, change
+from tests.crashes import refused
 from tests.ledgers import ACCOUNT, DELTA, EPSILON, PLAN, STUDY, charge, joined, opened, with_account
 
 OTHER = Digest("0b" * 32)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
-import signal
 import sqlite3
 import stat
 from collections.abc import Callable
-from multiprocessing import get_context
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,11 +19,19 @@ from client.ledger.anchor import Anchor, read_anchor
 from client.ledger.files import default_anchor
 from client.ledger.recovery import inspect, recover
 from common import errors
-from common.errors import ConsiliumError, Fault
+from common.errors import ConsiliumError
 from common.study import Digest, Unit
+from tests.crashes import (
+    FORK,
+    before_each_call,
+    before_each_statement,
+    die_at,
+    full_disk,
+    in_a_process,
+    refused,
+    said_until_killed,
+)
 from tests.ledgers import ACCOUNT, PLAN, STUDY, charge, joined, opened
-
-FORK = get_context("fork")
 
 
 @pytest.fixture
@@ -41,12 +47,6 @@ def kept(path: Path) -> Path:
         for instance in (1, 2, 3):
             ledger.charge(charge(instance))
     return path
-
-
-def refused(fault: Fault, act: Callable[[], object]) -> None:
-    with pytest.raises(ConsiliumError) as raised:
-        act()
-    assert raised.value.fault is fault
 
 
 def change(path: Path, *statements: str) -> None:
@@ -300,22 +300,15 @@ def test_two_objects_in_one_process_see_each_others_charges(path: Path) -> None:
 
 def test_a_full_disk_is_said_and_loses_nothing(path: Path) -> None:
     def fill() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         ledger = opened(path)
         joined(ledger)
         ledger.charge(charge(1))
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
-        refused(errors.LEDGER_UNWRITABLE, lambda: ledger.charge(charge(2)))
-        refused(errors.LEDGER_UNWRITABLE, lambda: ledger.charge(charge(2)))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        with full_disk(1):
+            refused(errors.LEDGER_UNWRITABLE, lambda: ledger.charge(charge(2)))
+            refused(errors.LEDGER_UNWRITABLE, lambda: ledger.charge(charge(2)))
         ledger.charge(charge(3))
-        os._exit(0)
 
-    child = FORK.Process(target=fill)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    in_a_process(fill)
     with opened(path) as ledger:
         made = ledger.charges(STUDY.digest)
     assert {charge(1), charge(3)} <= set(made) <= {charge(1), charge(2), charge(3)}
@@ -339,59 +332,21 @@ def test_nothing_is_granted_while_the_anchor_cannot_be_written(kept: Path, monke
         assert moved.head == ledger.head().digest
 
 
-def work(path: Path, said: Connection, steps: int) -> None:
+def work(path: Path, say: Callable[[tuple[str, int]], None], steps: int) -> None:
     """Charge and say so after each call, until the process kills itself before some statement or file operation."""
-    left = [steps]
-
-    def count(*_: object) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    plain = sqlite3.connect
-
-    def traced(*args: object, **options: object) -> sqlite3.Connection:
-        connection: sqlite3.Connection = plain(*args, **options)  # type: ignore[call-overload]
-        connection.set_trace_callback(count)
-        return connection
-
-    sqlite3.connect = traced  # type: ignore[assignment]
-    for module, name in ((os, "open"), (os, "fsync"), (os, "replace"), (os, "close")):
-        call = getattr(module, name)
-
-        def counted(*args: object, _call: Callable[..., object] = call, **options: object) -> object:
-            count()
-            return _call(*args, **options)
-
-        setattr(module, name, counted)
+    count = die_at(steps)
+    before_each_statement(count)
+    before_each_call(count, (os, "open"), (os, "fsync"), (os, "replace"), (os, "close"))
     ledger = opened(path)
     if not ledger.balances():
         ledger.open_account(ACCOUNT, population="p", unit=Unit.RECORD, epsilon=1e4, delta=0.5)
-    said.send(("opened", 0))
+    say(("opened", 0))
     for number in range(ledger.head().number, 1 << 30):
         study = Digest(f"{number // PLAN.max_charges:064x}")
         ledger.join(ACCOUNT, study, PLAN)
-        said.send(("joined", number // PLAN.max_charges))
+        say(("joined", number // PLAN.max_charges))
         ledger.charge(charge(number, study=study))
-        said.send(("charged", number))
-
-
-def until_killed(path: Path, steps: int, kill_after: int | None = None) -> list[tuple[str, int]]:
-    """Run :func:`work` until it dies; return what it said. ``kill_after`` kills it after so many words instead."""
-    reader, writer = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=work, args=(path, writer, steps))
-    child.start()
-    writer.close()
-    said: list[tuple[str, int]] = []
-    try:
-        while True:
-            said.append(reader.recv())
-            if len(said) == kill_after:
-                child.kill()
-    except EOFError:
-        child.join()
-    assert child.exitcode == -signal.SIGKILL
-    return said
+        say(("charged", number))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -400,7 +355,8 @@ def test_a_kill_between_any_two_statements_or_within_one_never_undercounts(path:
     charged, committed = set[int](), set[int]()
     for start in range(12):
         within = start % 3 == 0
-        said = until_killed(path, 0 if within else dice.randrange(1, 120), dice.randrange(1, 20) if within else None)
+        steps = 0 if within else dice.randrange(1, 120)
+        said = said_until_killed(partial(work, path, steps=steps), dice.randrange(1, 20) if within else None)
         charged |= {number for word, number in said if word == "charged"}
         committed |= {number for word, number in said if word == "joined"}
         if not path.exists():
@@ -425,17 +381,9 @@ def test_a_kill_in_the_middle_of_a_recovery_leaves_it_to_be_done_or_done_in_full
         place = folder / kept.name
 
         def interrupted(place: Path = place, steps: int = steps) -> None:
-            left = [steps]
-            for module, name in ((os, "open"), (os, "fsync"), (os, "replace"), (os, "unlink"), (shutil, "copy2")):
-                call = getattr(module, name)
-
-                def counted(*args: object, _call: Callable[..., object] = call, **options: object) -> object:
-                    left[0] -= 1
-                    if left[0] == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return _call(*args, **options)
-
-                setattr(module, name, counted)
+            before_each_call(
+                die_at(steps), (os, "open"), (os, "fsync"), (os, "replace"), (os, "unlink"), (shutil, "copy2")
+            )
             recover(place)
             os._exit(0)
 

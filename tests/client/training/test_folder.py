@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import stat
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,11 +17,11 @@ from client.training import folder as folder_module
 from client.training.folder import SealedFolder
 from client.training.sealed import SealedFile, SealedWriter
 from common.errors import ConsiliumError
+from tests.crashes import FORK
 
 KEY, OTHER_KEY = bytes(range(32)), bytes(range(1, 33))
 SIZES = np.array([100, 0, 300], dtype=np.int64)
 FILE_BYTES = 56 + 400 + 3 * 16
-FORK = get_context("fork")
 
 
 class Filling:
