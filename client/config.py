@@ -17,8 +17,9 @@ from client.policy import Policy
 from common import errors
 from common.identity import PublicKey, SiteId, fingerprint, parse_public_key
 from common.messages import ANYONE, OPERATOR
+from common.parts import Hex32, Name, Part
 from common.settings import Place, read_settings, resolved
-from common.study import Hex32, Name, Part, Study
+from common.study import Study
 
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
 _ADDRESS = re.compile(rf"(?:{_HOST}):([0-9]{{1,5}})")

@@ -26,9 +26,9 @@ from common import errors
 from common.errors import ConsiliumError
 from common.figures import Bar, bar_chart
 from common.pages import both, drawn, size
+from common.parts import describe
 from common.privacy.statement import rounded_down, rounded_up, statement
 from common.prose import statement_blocks
-from common.study import describe
 from common.web import Door, Missing, Page, console
 
 _TEMPLATES = Path(__file__).parent / "templates"

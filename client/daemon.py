@@ -37,8 +37,9 @@ from common.identity import Identity
 from common.link.records import from_records, to_records
 from common.logs import log
 from common.messages import Stage, peek_study
+from common.parts import Digest
 from common.secagg import Terms as AggregationTerms
-from common.study import Digest, Kind
+from common.study import Kind
 
 _log = log("consilium.daemon")
 _KEPT = 100

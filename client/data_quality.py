@@ -24,7 +24,7 @@ from client.records import each, lacking
 from client.sources import Role, read_columns
 from common import errors
 from common.errors import ConsiliumError
-from common.study import Part
+from common.parts import Part
 
 FOLDS = 5
 MOST_RECORDS = 50_000

@@ -23,7 +23,7 @@ from client.sources import ROLES, Role, read_columns
 from client.table import TextColumn
 from common import errors
 from common.errors import ConsiliumError
-from common.study import Part
+from common.parts import Part
 
 Side = Callable[[str, str], str]
 """From a unit and a content to the side that a keyed hash puts it on."""

@@ -15,8 +15,9 @@ from common.chunks import NEED, NEED_BYTES
 from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
 from common.messages import OPERATOR, Envelope, Sealed, Stage, seal
+from common.parts import Digest
 from common.payloads import APPROVAL_PART, LEDGER_BYTES, LEDGER_PART, SIGNATURE_BYTES
-from common.study import Digest, Study
+from common.study import Study
 
 NONCE_BYTES = 32
 _PER_PEER_BYTES = 1024

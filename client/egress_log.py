@@ -26,8 +26,8 @@ from common import errors
 from common.chain import START, Link, extend
 from common.errors import ConsiliumError
 from common.messages import Stage
+from common.parts import Digest, Hex32, Part
 from common.sqlite_files import create_private
-from common.study import Digest, Hex32, Part
 
 _LINE = re.compile(rb'\{"body":(\{.*\}),"digest":"([0-9a-f]{64})","number":([1-9][0-9]{0,15})\}\n')
 

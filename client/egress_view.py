@@ -13,7 +13,7 @@ from pathlib import Path
 
 from client.egress_log import Control, Entry, Payload, Torn, read_on
 from common.chain import START, Link
-from common.study import Digest
+from common.parts import Digest
 
 _LAST = 100
 

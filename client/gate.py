@@ -18,8 +18,9 @@ from common import errors
 from common.durable import write_whole
 from common.errors import ConsiliumError
 from common.messages import Envelope, Stage
+from common.parts import Digest, Hex32, Part
 from common.payloads import parse_round
-from common.study import Digest, Hex32, Part, Study
+from common.study import Study
 
 
 class Allowed(Part):

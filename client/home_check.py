@@ -93,7 +93,7 @@ def _data(config: SiteConfig, study: Study, identity: Identity) -> Callable[[], 
         from client.records import load
 
         train, test = load(config, study, identity)
-        missing = sorted(set(study.task.labels) - set(train.labels))
+        missing = sorted(set(study.task.known_labels) - set(train.labels))
         without = f"; no record to train on has {', '.join(missing)}" if missing else ""
         return f"{len(train):,} records to train on, {len(test):,} to test on{without}"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
+from common.parts import Digest
 from common.secagg.journal import Entry
 from common.sqlite_files import FileFaults, SqliteFile, row_sha256
-from common.study import Digest
 
 SCHEMA = 1
 _TABLES = (

@@ -24,8 +24,9 @@ from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, Signature, SiteId
 from common.logs import log
 from common.messages import OPERATOR, Envelope, Sealed, Stage, peek_study, unseal
+from common.parts import Digest
 from common.payloads import APPROVAL_PART, APPROVALS_PART, SIGNATURE_PART, STUDY_PART
-from common.study import Digest, Kind, Study
+from common.study import Kind, Study
 
 STAGES = (Stage.OFFER, Stage.AGREED)
 _log = log("consilium.offers")

@@ -14,8 +14,8 @@ from common import errors
 from common.errors import ConsiliumError
 from common.identity import Signature, SiteId
 from common.messages import Sealed
+from common.parts import Digest
 from common.sqlite_files import FileFaults, SqliteFile, row_sha256
-from common.study import Digest
 
 KEPT = 16
 """Replies that are kept; the one put first goes first."""

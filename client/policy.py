@@ -16,10 +16,11 @@ from pydantic import Field, StringConstraints, field_validator
 
 from client.purposes import beyond_consent, check_consent
 from common.errors import ConsiliumError
+from common.parts import Part
 from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import rounded_up
 from common.secagg import Terms
-from common.study import Kind, Part, Study, Unit
+from common.study import Kind, Study, Unit
 
 if TYPE_CHECKING:
     from client.config import SiteConfig

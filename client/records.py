@@ -111,7 +111,7 @@ def _read(config: SiteConfig, study: Study) -> list[_Row]:
 
 def _check_labels(found: set[str], study: Study) -> None:
     """Refuse an unknown label without showing it: where a column is taken for another, it is a record's text."""
-    if not found <= set(study.task.labels):
+    if not all(study.task.accepts(label) for label in found):
         raise ConsiliumError(errors.TASK_LABEL_UNKNOWN, "data.columns.label: a value is none of the study's labels")
 
 

@@ -23,11 +23,12 @@ from client.purposes import named
 from client.shelf import Known, State
 from common.errors import ConsiliumError
 from common.identity import SiteId, fingerprint, parse_public_key
+from common.parts import Hex32, Name, Part
 from common.payloads import vector_encoding
 from common.privacy.concerns import concerns
 from common.privacy.plan import PrivacyPlan
 from common.secagg import Terms
-from common.study import BackboneManifest, Hex32, Name, Part, Study, Unit
+from common.study import BackboneManifest, Study, Unit
 
 _MEGABYTE = 1e6
 

@@ -25,8 +25,9 @@ from common.agreement import Approval, SignedStudy, approve, verify_study
 from common.durable import folder_whole, write_whole
 from common.errors import ConsiliumError
 from common.identity import Identity, Signature, SiteId
+from common.parts import Digest, Hex32, Name, Part
 from common.sqlite_files import sync_folder
-from common.study import Digest, Hex32, Name, Part, Study
+from common.study import Study
 
 APPROVAL = "approval.json"
 WITHDRAWN = "withdrawn.json"

@@ -24,8 +24,8 @@ from common.console import BAD_INPUT, HERE, Json, coded_errors, printable
 from common.errors import ConsiliumError
 from common.identity import fingerprint
 from common.keystore import read_identity, read_passphrase
+from common.parts import Part
 from common.privacy.statement import statement
-from common.study import Part
 
 app = typer.Typer(no_args_is_help=True, help="The studies that are offered here: review, approve, withdraw.")
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import Domain, Identity, PublicKey, Signature, SiteId, parse_public_key, verify
-from common.study import Digest, Kind, Study
+from common.parts import Digest
+from common.study import Kind, Study
 
 _SIGNING = {Kind.DEPLOYMENT: Domain.STUDY, Kind.SIMULATION: Domain.STUDY_SIMULATION}
 _SIGNATURE_BYTES = 64

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from common.study import Digest
+from common.parts import Digest
 
 _DOMAIN = b"consilium/v1/chain\x00"
 

@@ -19,7 +19,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import Domain, Identity, PublicKey, parse_public_key, verify
-from common.study import Hex32, Line, Name, Part, describe
+from common.parts import Hex32, Line, Name, Part, describe
 
 Pem = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
 Host = Annotated[str, StringConstraints(pattern=r"^[^\s/]{1,255}:[0-9]{1,5}$")]

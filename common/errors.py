@@ -181,6 +181,9 @@ ADAPTER_VECTOR = Fault("CSL-311", "adapter", "a vector has the wrong length or n
 TASK_LABEL_UNKNOWN = Fault(
     "CSL-321", "task", "a label in the data is not in the study", "map it in the query, or add it to the study"
 )
+TASK_UNSUPPORTED = Fault(
+    "CSL-322", "task", "this backbone or way of transfer cannot do the task", "choose another; the detail says why"
+)
 PREFLIGHT_REFUSED = Fault(
     "CSL-330", "preflight", "private gradients would be wrong on this model", "use another adapter or backbone"
 )

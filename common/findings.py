@@ -12,7 +12,7 @@ from rich.text import Text
 
 from common.console import BAD_INPUT, printable
 from common.errors import ConsiliumError
-from common.study import Part
+from common.parts import Part
 
 _MARKS = {
     "right": Text("right", style="green"),

@@ -20,7 +20,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import Domain, Identity, PublicKey, Signature, verify
-from common.study import Digest, Hex32, Name, Part
+from common.parts import Digest, Hex32, Name, Part
 
 OPERATOR = "operator"
 """The operator's name as a sender and a recipient; no site may take it (the roster's names are checked)."""

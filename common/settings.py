@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, BeforeValidator, ValidationInfo
 
 from common.errors import ConsiliumError, Fault
-from common.study import validate
+from common.parts import validate
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -7,40 +7,27 @@ the operator and countersigned by each site. A field that is not here is refused
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 import tomllib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Literal, NewType, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 import rfc8785
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import PublicKey, SiteId, parse_public_key
+from common.parts import Digest, Hex32, Line, Name, Part, describe, validate
+from common.task_specs import AnyTask
+from common.transfer import AdapterSpec, FeatureReference, Personal, Pretraining, Training
 
-Digest = NewType("Digest", str)
-"""64 hex digits of a SHA-256."""
-
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Line = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-M = TypeVar("M", bound=BaseModel)
 MAX_SITES = 255
 """Shamir shares live in GF(256): one non-zero coordinate a site."""
 MAX_SIMULATED_SITES = 10_000
 """A simulation may hold more sites than share with each other, in neighbourhoods."""
-
-
-class Part(BaseModel):
-    """Base of every part of a study: frozen, strict, unknown keys refused, no NaN and no infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Kind(StrEnum):
@@ -87,67 +74,6 @@ class BackboneManifest(Part):
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*", path):
                 raise ValueError(f"file {path!r} is not a plain relative path")
         return self
-
-
-class TextClassification(Part):
-    """Assign one of the labels to a text."""
-
-    kind: Literal["text-classification"] = "text-classification"
-    labels: tuple[Line, ...] = Field(min_length=2, max_length=1000)
-    label_texts: tuple[Line, ...] | None = Field(
-        default=None, description="one description a label; the head starts from their embeddings, at no privacy cost"
-    )
-    max_tokens: int = Field(default=128, ge=4, le=8192)
-
-    @model_validator(mode="after")
-    def _one_text_a_label(self) -> Self:
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels repeat")
-        if self.label_texts is not None and len(self.label_texts) != len(self.labels):
-            raise ValueError("label_texts must have one text a label")
-        return self
-
-
-class AdapterSpec(Part):
-    """Which weights train and travel."""
-
-    method: Literal["ffa-lora", "lora", "ia3", "bitfit", "layer-norm", "bottleneck", "head-only"] = "ffa-lora"
-    rank: int = Field(default=8, ge=1, le=256)
-    alpha: float = Field(default=16.0, gt=0)
-    targets: tuple[Name, ...] = Field(default=("query", "value"), min_length=1)
-    last_layers: int = Field(default=0, ge=0, le=10_000, description="adapt only the last k layers; 0 adapts all")
-
-
-class Training(Part):
-    """How a site trains between two sums, and how many sums there are."""
-
-    rounds: int = Field(ge=1, le=100_000)
-    steps_per_round: int = Field(ge=1, le=100_000)
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: float = Field(gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    micro_batch: int = Field(default=32, ge=1, le=65_536)
-    server_optimizer: Literal["fedavg", "fedadam"] = "fedavg"
-    server_learning_rate: float = Field(default=1.0, gt=0)
-
-    def schedule_factor(self, progress: float) -> float:
-        """Return what the learning rate is multiplied by at ``progress`` in [0, 1) of the whole study."""
-        if self.schedule == "linear":
-            return 1.0 - progress
-        if self.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress))
-        return 1.0
-
-    def site_rate(self, progress: float) -> float:
-        """Return the sites' learning rate; with FedAdam, whose step knows no scale, the schedule is the server's."""
-        return self.learning_rate * (1.0 if self.server_optimizer == "fedadam" else self.schedule_factor(progress))
-
-    def server_rate(self, progress: float) -> float:
-        """Return the server's learning rate; with FedAvg it is constant, and the schedule is the sites'."""
-        return self.server_learning_rate * (
-            self.schedule_factor(progress) if self.server_optimizer == "fedadam" else 1.0
-        )
 
 
 class Privacy(Part):
@@ -262,9 +188,12 @@ class Study(Part):
     stream: Hex32 = Field(description="public randomness: the frozen A of FFA-LoRA, rotation signs")
     purpose: Purpose
     backbone: BackboneManifest
-    task: TextClassification
+    task: AnyTask
     adapter: AdapterSpec
     training: Training
+    pretraining: Pretraining | None = None
+    personal: Personal = Personal()
+    reference: FeatureReference | None = None
     privacy: Privacy
     evaluation: Evaluation
     aggregation: Aggregation
@@ -297,6 +226,15 @@ class Study(Part):
             raise ValueError(f"roster: more than {MAX_SITES} sites need neighbourhoods")
         if self.aggregation.minimum_cohort > len(self.roster):
             raise ValueError("aggregation.minimum_cohort is larger than the roster")
+        if not set(self.adapter.site_ranks) <= set(sites):
+            raise ValueError("adapter.site_ranks: a site is not in the roster")
+        if self.pretraining is not None and self.pretraining.rounds >= self.training.rounds:
+            raise ValueError("pretraining.rounds must leave rounds for the task")
+        if self.pretraining is not None and self.task.content != "text":
+            raise ValueError("pretraining is of texts")
+        if self.training.is_adaptive and self.adapter.method == "rolora":
+            # What rests in a round would be moved by the rounding of the sum, scaled up.
+            raise ValueError("training.server_optimizer: rolora needs fedavg or fedmomentum")
         for block in self.aggregation.blocks:
             if not set(block.sites) <= set(sites):
                 raise ValueError(f"block {block.name}: a site is not in the roster")
@@ -353,30 +291,6 @@ class Study(Part):
         """Raise CSL-106 once the study has expired. ``now`` must be aware."""
         if now >= _parse_time("expires", self.expires):
             raise ConsiliumError(errors.STUDY_EXPIRED, f"expired {self.expires}")
-
-
-def validate(
-    model: type[M], fields: dict[str, object], fault: errors.Fault, *, context: Mapping[str, object] | None = None
-) -> M:
-    """Validate parsed TOML against a strict model, turning what pydantic found into one coded error.
-
-    TOML arrays become tuples and strings become enumerations, as in JSON; numbers and booleans stay strict. Validators
-    of the model may read the ``context``.
-    """
-    try:
-        return model.model_validate_json(json.dumps(fields, default=str), context=context)
-    except RecursionError as error:
-        raise ConsiliumError(fault, "nested too deeply") from error
-    except ValidationError as error:
-        raise ConsiliumError(fault, describe(error)) from error
-
-
-def describe(error: ValidationError) -> str:
-    """Name each field that was refused and why, without the value (it may be a secret)."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in item['loc']) or 'study'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    )
 
 
 def _fault_of(error: ValidationError) -> errors.Fault:

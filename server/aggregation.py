@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common import errors
 from common.errors import ConsiliumError
-from common.study import Training
+from common.transfer import Training
 
 Vector = NDArray[np.float32]
 

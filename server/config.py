@@ -11,8 +11,8 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from common import errors
+from common.parts import Part
 from common.settings import Place, read_settings
-from common.study import Part
 from server.listener import Address
 
 

@@ -15,9 +15,9 @@ from starlette.types import ASGIApp
 from common.enrolment import read_consortium
 from common.identity import parse_public_key
 from common.pages import moment
+from common.parts import Digest
 from common.privacy.statement import statement
 from common.prose import statement_blocks
-from common.study import Digest
 from common.web import Door, Missing, Page, console
 from server import console_figures as figures
 from server import enrolment

@@ -17,8 +17,9 @@ from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, SiteId
 from common.link.records import from_records, to_records
 from common.messages import ANYONE, OPERATOR, Envelope, Stage, peek_sender, seal, unseal
+from common.parts import Digest
 from common.payloads import LEDGER_BYTES, LEDGER_PART
-from common.study import Digest, Study
+from common.study import Study
 from server.witnesses import Witnesses
 
 

@@ -18,26 +18,14 @@ from pydantic import Field
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import PublicKey
+from common.parts import Line, Name, Part, validate
 from common.payloads import vector_encoding
 from common.privacy.bounds import clamp
 from common.privacy.wanted import WantedPrivacy
 from common.secagg.terms import Terms
-from common.study import (
-    AdapterSpec,
-    BackboneManifest,
-    Evaluation,
-    Kind,
-    Line,
-    Name,
-    Part,
-    Purpose,
-    Study,
-    TextClassification,
-    Training,
-    Unit,
-    time_text,
-    validate,
-)
+from common.study import BackboneManifest, Evaluation, Kind, Purpose, Study, Unit, time_text
+from common.task_specs import AnyTask
+from common.transfer import AdapterSpec, Personal, Pretraining, Training
 from server.config import Backbone
 from server.enrolment import Admitted
 
@@ -72,9 +60,11 @@ class Draft(Part):
     sites: Annotated[tuple[Name, ...], Field(max_length=255)] = ()
     purpose: Purpose
     backbone: DraftBackbone = DraftBackbone()
-    task: TextClassification
+    task: AnyTask
     adapter: AdapterSpec = AdapterSpec()
     training: Training
+    pretraining: Pretraining | None = None
+    personal: Personal = Personal()
     privacy: DraftPrivacy
     evaluation: Evaluation = Evaluation()
     aggregation: DraftAggregation = DraftAggregation()
@@ -135,6 +125,8 @@ def finish(
             "task": draft.task.model_dump(mode="json"),
             "adapter": draft.adapter.model_dump(mode="json"),
             "training": draft.training.model_dump(mode="json"),
+            "pretraining": None if draft.pretraining is None else draft.pretraining.model_dump(mode="json"),
+            "personal": draft.personal.model_dump(mode="json"),
             "privacy": privacy.model_dump(mode="json"),
             "evaluation": draft.evaluation.model_dump(mode="json"),
             "aggregation": {

@@ -17,7 +17,8 @@ from common import errors
 from common.agreement import Approval, SignedStudy
 from common.chain import Link
 from common.errors import ConsiliumError
-from common.study import Digest, Study
+from common.parts import Digest
+from common.study import Study
 from server.journal_events import Ended, Enqueued, Entered, RoundDone, Standing, State
 from server.journal_rows import Rows, StudyRow
 from server.journal_store import ReadStore, Store

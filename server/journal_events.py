@@ -21,7 +21,7 @@ from common.agreement import Approval, SignedStudy
 from common.chain import START, Link, extend
 from common.errors import ConsiliumError
 from common.identity import Signature, SiteId
-from common.study import Digest, Hex32, Name, Part
+from common.parts import Digest, Hex32, Name, Part
 from server.aggregation import Vector
 from server.progress import Ending, RoundRecord
 

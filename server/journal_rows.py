@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from common.chain import START, Link
 from common.errors import ConsiliumError
-from common.study import Digest
+from common.parts import Digest
 from server.journal_events import AnyEvent, Standing, State, read_event, vector_bytes, vector_from
 from server.progress import Progress
 

@@ -20,9 +20,10 @@ from common.errors import ConsiliumError
 from common.identity import Identity, PublicKey, Signature, SiteId
 from common.logs import log
 from common.messages import Stage
+from common.parts import Digest
 from common.payloads import APPROVAL_PART, APPROVALS_PART, SIGNATURE_PART, STUDY_PART
 from common.sqlite_files import sync_folder
-from common.study import Digest, Study
+from common.study import Study
 from server.correspondence import Correspondence
 from server.witnesses import Witnesses
 

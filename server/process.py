@@ -31,7 +31,8 @@ from common.link.fleet_app import fleet_app
 from common.link.nodes import node_key_bytes
 from common.link.relay import FleetGrid, Relay
 from common.logs import log
-from common.study import Digest, Kind
+from common.parts import Digest
+from common.study import Kind
 from server.attendance import Deadline
 from server.audit import AuditLog
 from server.board import Board

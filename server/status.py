@@ -7,7 +7,7 @@ from datetime import datetime
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.study import Hex32, Name
+from common.parts import Hex32, Name
 from server.board import Standing
 from server.listener import Address
 

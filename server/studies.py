@@ -12,8 +12,9 @@ from datetime import datetime
 from common.chain import Link
 from common.identity import PublicKey, SiteId
 from common.pages import moment
+from common.parts import Digest
 from common.privacy.released import released_accuracy
-from common.study import Digest, Study
+from common.study import Study
 from server.board import Standing
 from server.config import ServerConfig
 from server.journal import JournalReader, Queued, State

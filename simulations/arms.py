@@ -19,7 +19,7 @@ from client.training.loop import train_privately
 from client.training.noise import NoiseSource
 from common.adapters import AdaptedModel, Vector
 from common.privacy.plan import PrivacyPlan
-from common.study import Training
+from common.transfer import Training
 from server.aggregation import server_optimizer
 from simulations.plain import train_plainly
 

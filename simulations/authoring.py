@@ -142,6 +142,8 @@ def draft(
         task=scenario.task,
         adapter=scenario.adapter,
         training=scenario.training,
+        pretraining=scenario.pretraining,
+        personal=scenario.personal,
         privacy=privacy,
         evaluation=scenario.evaluation,
         aggregation=Aggregation(

@@ -20,6 +20,7 @@ from client.data import Examples, SiteData
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
+from common.task_specs import TaskSpec
 from simulations import corpora, partition, query
 from simulations.records import Records
 from simulations.scenario import Data, Scenario, Split
@@ -39,7 +40,7 @@ def load_sites(scenario: Scenario, data_dir: Path | None) -> tuple[SiteData, ...
     records = _records(scenario, data_dir).in_canonical_order()
     if not len(records):
         raise ConsiliumError(errors.DATA_EMPTY, "the query returns no rows")
-    _check_labels(records, scenario.task.labels)
+    _check_labels(records, scenario.task)
     sites, names = _sites(scenario, records)
     units = _units(records, sites)
     splits = divide(scenario.split, records, sites, units, scenario.seed)
@@ -86,8 +87,8 @@ def _records(scenario: Scenario, data_dir: Path | None) -> Records:
     return query.read_records(scenario.data.query, scenario.columns, scenario.split.column, data_dir)
 
 
-def _check_labels(records: Records, labels: Sequence[str]) -> None:
-    unknown = sorted(set(records.labels) - set(labels))
+def _check_labels(records: Records, task: TaskSpec) -> None:
+    unknown = sorted(label for label in set(records.labels) if not task.accepts(label))
     if unknown:
         shown = ", ".join(repr(label[:40]) for label in unknown[:5])
         raise ConsiliumError(errors.TASK_LABEL_UNKNOWN, f"{shown}{' and others' if len(unknown) > 5 else ''}")

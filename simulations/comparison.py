@@ -18,7 +18,8 @@ from common.adapters import Vector
 from common.identity import SiteId
 from common.privacy.bounds import band
 from common.privacy.plan import PrivacyPlan
-from common.study import Privacy, Training
+from common.study import Privacy
+from common.transfer import Training
 from simulations.arms import Learner, Quality, judge, judge_all, train_arm
 from simulations.metrics import Trial, Tuning
 from simulations.preparation import Prepared

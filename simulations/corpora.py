@@ -12,7 +12,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from common.study import Name, Part
+from common.parts import Name, Part
 from simulations.records import Records
 from simulations.triage_words import AFFINITY, CATEGORIES, COMPLAINTS, CONTEXT, SHORTHAND, SIGNS, VAGUE
 

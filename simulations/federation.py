@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from client.site import SiteLog
 from common.adapters import Vector
 from common.identity import SiteId
-from common.study import Privacy, Training
+from common.study import Privacy
+from common.transfer import Training
 from server.coordinator import Coordinator
 from server.progress import RoundRecord
 from server.witnesses import MemoryWitnesses
@@ -148,4 +149,4 @@ def is_shown(round_index: int, rounds: int) -> bool:
 def rate_at(training: Training, round_index: int) -> float:
     """Return the learning rate in force in a round: the server's with FedAdam, else the sites' own."""
     progress = round_index / training.rounds
-    return training.server_rate(progress) if training.server_optimizer == "fedadam" else training.site_rate(progress)
+    return training.server_rate(progress) if training.is_adaptive else training.site_rate(progress)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common import errors
 from common.errors import ConsiliumError
-from common.study import Hex32, describe
+from common.parts import Hex32, describe
 from simulations.outputs import save
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

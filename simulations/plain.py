@@ -12,7 +12,7 @@ from client.training.noise import NoiseSource
 from client.training.sampler import poisson_sample
 from common.adapters import AdaptedModel, Vector
 from common.privacy.sensitive import PrivateCount
-from common.study import Training
+from common.transfer import Training
 
 
 def train_plainly(

@@ -19,21 +19,11 @@ from pydantic import Field, StringConstraints, model_validator
 from client.config import Column, Query
 from common import errors
 from common.errors import ConsiliumError
+from common.parts import Line, Name, Part, validate
 from common.privacy.wanted import WantedPrivacy
-from common.study import (
-    MAX_SIMULATED_SITES,
-    MAX_SITES,
-    AdapterSpec,
-    Evaluation,
-    Line,
-    Name,
-    Part,
-    Purpose,
-    TextClassification,
-    Training,
-    Unit,
-    validate,
-)
+from common.study import MAX_SIMULATED_SITES, MAX_SITES, Evaluation, Purpose, Unit
+from common.task_specs import AnyTask
+from common.transfer import AdapterSpec, Personal, Pretraining, Training
 from simulations.corpora import TriageCorpus
 from simulations.recipe import Explained, completed, explain
 
@@ -178,9 +168,11 @@ class Scenario(Part):
     split: Split = Split()
     partition: Partition | None = None
     backbone: BackboneChoice = BackboneChoice(package=KNOWN_PACKAGE)
-    task: TextClassification
+    task: AnyTask
     adapter: AdapterSpec = AdapterSpec()
     training: Training
+    pretraining: Pretraining | None = None
+    personal: Personal = Personal()
     privacy: WantedPrivacy
     evaluation: Evaluation = Evaluation()
     aggregation: ScenarioAggregation = ScenarioAggregation()
@@ -219,7 +211,7 @@ def from_fields(fields: Mapping[str, object]) -> Scenario:
 
 def rate_name(training: Training) -> str:
     """Return which learning rate matters: the server's with FedAdam, which knows no scale, else the sites' own."""
-    return "server_learning_rate" if training.server_optimizer == "fedadam" else "learning_rate"
+    return "server_learning_rate" if training.is_adaptive else "learning_rate"
 
 
 def rate_of(training: Training) -> float:

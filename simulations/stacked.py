@@ -27,7 +27,8 @@ from common import errors
 from common.adapters import AdaptedModel, Vector
 from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
-from common.study import Training, TrainingNoise
+from common.study import TrainingNoise
+from common.transfer import Training
 
 Rows = NDArray[np.int64]
 Found = Vector | ConsiliumError

@@ -7,8 +7,9 @@ from pathlib import Path
 from client.ledger import ChargeKey, Ledger, SqliteLedger
 from common.identity import SiteId
 from common.messages import Stage
+from common.parts import Digest
 from common.privacy.plan import PrivacyPlan
-from common.study import Digest, Unit
+from common.study import Unit
 from tests.studies import signed_study
 
 SIGNED = signed_study()

@@ -21,8 +21,8 @@ from client.ledger.entries import AccountOpened, Count, FoundBehind, StudyJoined
 from common import errors
 from common.chain import START, Link
 from common.errors import ConsiliumError
+from common.parts import Hex32, Name, Part
 from common.sqlite_files import sync_folder
-from common.study import Hex32, Name, Part
 
 
 class Anchor(Part):

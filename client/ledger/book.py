@@ -30,9 +30,10 @@ from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.messages import Stage
+from common.parts import Digest, describe
 from common.privacy.accounting import accountant_version
 from common.privacy.plan import PrivacyPlan
-from common.study import Digest, Unit, describe
+from common.study import Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, Va
 from common import errors
 from common.errors import ConsiliumError
 from common.messages import Stage
+from common.parts import Hex32, Line, Name, Part
 from common.privacy.plan import PrivacyPlan
-from common.study import Hex32, Line, Name, Part, TrainingNoise, Unit
+from common.study import TrainingNoise, Unit
 
 MAX_COUNT: Final = (1 << 53) - 1
 """The largest integer that canonical JSON holds."""

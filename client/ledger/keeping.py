@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from client.ledger.book import Balance, Book, ChargeKey, Head
 from client.ledger.entries import LEAST_CAP, NAME_BYTES, SALT_BYTES, Begun, Entry, Record
 from common.chain import START, Link, extend
+from common.parts import Digest
 from common.privacy.plan import PrivacyPlan
-from common.study import Digest, Unit
+from common.study import Unit
 
 Append = Callable[[Entry | None], None]
 """Writes one entry down; nothing for None."""

@@ -12,7 +12,8 @@ from typing import Literal
 from client.ledger.book import Balance, Book, Committed
 from client.ledger.entries import Record
 from client.ledger.recovery import Found
-from common.study import Digest, Hex32, Line, Name, Part, Unit
+from common.parts import Digest, Hex32, Line, Name, Part
+from common.study import Unit
 
 _WIDTH, _ROW, _LEFT, _RIGHT = 720, 54, 170, 24
 _FILLS = ("#3b6ea5", "#7aa6c2", "#c28f3b", "#7a9e5f", "#a65d57", "#8d78ad")

@@ -23,8 +23,8 @@ from client.ledger.keeping import Append, Ledger
 from common import errors
 from common.chain import Link, extend
 from common.errors import ConsiliumError
+from common.parts import Digest
 from common.sqlite_files import create_private
-from common.study import Digest
 
 SCHEMA = "0001"
 

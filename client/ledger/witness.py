@@ -18,8 +18,8 @@ from client.ledger.book import Head
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import Identity
+from common.parts import Digest
 from common.payloads import LEDGER_BYTES
-from common.study import Digest
 
 _NONCE_BYTES = 12
 _HEAD = struct.Struct(">IQ32s")

@@ -17,7 +17,7 @@ from common import errors
 from common.adapters import AdaptedModel, Vector
 from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
-from common.study import Training
+from common.transfer import Training
 
 
 def train_privately(

@@ -20,8 +20,8 @@ from common.adapters import bitfit, bottleneck, ffa_lora, head_only, ia3, layer_
 from common.adapters.anatomy import anatomy_of
 from common.backbone import Backbone
 from common.errors import ConsiliumError
-from common.study import AdapterSpec
 from common.tasks import Task
+from common.transfer import AdapterSpec
 
 Vector = NDArray[np.float32]
 """(dimension,) float32: the trainable parameters in their fixed order."""
@@ -141,6 +141,8 @@ def attach(backbone: Backbone, spec: AdapterSpec, task: Task, stream: str) -> Ad
     """
     if spec.last_layers > backbone.layers:
         raise ConsiliumError(errors.ADAPTER_INVALID, f"last_layers is {spec.last_layers} of {backbone.layers}")
+    if spec.method not in METHODS:
+        raise ConsiliumError(errors.ADAPTER_INVALID, f"{spec.method} is not there yet")
     head_alone = spec.method == "head-only"
     first = backbone.layers if head_alone else backbone.layers - (spec.last_layers or backbone.layers)
     encoder = METHODS[spec.method](sharing_copy(backbone.model), spec, range(first, backbone.layers), stream)

@@ -11,7 +11,7 @@ from torch import nn
 from common import errors
 from common.adapters.anatomy import modules_within
 from common.errors import ConsiliumError
-from common.study import AdapterSpec
+from common.transfer import AdapterSpec
 
 
 def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> nn.Module:

@@ -15,7 +15,7 @@ from common import errors
 from common.adapters.anatomy import anatomy_of
 from common.errors import ConsiliumError
 from common.stream import public_gaussian
-from common.study import AdapterSpec
+from common.transfer import AdapterSpec
 
 
 class Adapted(nn.Module):

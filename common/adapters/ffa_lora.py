@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from common.adapters import lora
-from common.study import AdapterSpec
+from common.transfer import AdapterSpec
 
 
 def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> PeftModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from common.study import AdapterSpec
+from common.transfer import AdapterSpec
 
 
 def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import nn
 from common.adapters.anatomy import linear_targets
 from common.adapters.scaling import ScaledLinear
 from common.adapters.wrapping import in_peft
-from common.study import AdapterSpec
+from common.transfer import AdapterSpec
 
 
 def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> PeftModel:

@@ -16,7 +16,7 @@ from common import errors
 from common.adapters.wrapping import in_peft
 from common.errors import ConsiliumError
 from common.stream import public_gaussian
-from common.study import AdapterSpec
+from common.transfer import AdapterSpec
 
 
 def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> PeftModel:

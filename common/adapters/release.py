@@ -21,8 +21,10 @@ from common.adapters import AdaptedModel, attach, sharing_copy
 from common.adapters.wrapping import read_peft
 from common.backbone import Backbone
 from common.errors import ConsiliumError
-from common.study import AdapterSpec, Digest, Hex32, Part, TextClassification, describe
+from common.parts import Digest, Hex32, Part, describe
+from common.task_specs import AnyTask
 from common.tasks import task_for
+from common.transfer import AdapterSpec
 
 ENCODER_FILE = "encoder.safetensors"
 HEAD_FILE = "head.safetensors"
@@ -33,7 +35,7 @@ _ANY_STREAM = "0" * 64
 class ReleasedTask(Part):
     """What ``task.json`` holds: what it takes to use the adapter and the head."""
 
-    task: TextClassification
+    task: AnyTask
     adapter: AdapterSpec
     backbone: str
     backbone_files: dict[str, Hex32]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from common.study import Privacy, Training
+from common.study import Privacy
+from common.transfer import Training
 
 _BAND_STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0)
 _CLAMP_DEVIATIONS = 6.0

@@ -21,7 +21,8 @@ from common.privacy.accounting import (
     whole_event,
 )
 from common.privacy.grid import DiscreteNoise, NoiseGrid
-from common.study import Evaluation, Privacy, Study, Training, TrainingNoise, Unit
+from common.study import Evaluation, Privacy, Study, TrainingNoise, Unit
+from common.transfer import Training
 
 if TYPE_CHECKING:
     import dp_accounting

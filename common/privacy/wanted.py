@@ -6,8 +6,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from common.parts import Part
 from common.privacy.accounting import calibrate_noise
-from common.study import Evaluation, Part, Privacy, Training, TrainingNoise, Unit
+from common.study import Evaluation, Privacy, TrainingNoise, Unit
+from common.transfer import Training
 
 
 class WantedPrivacy(Part):

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.study import TextClassification
+from common import errors
+from common.errors import ConsiliumError
+from common.task_specs import AnyTask, TextClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,8 +83,10 @@ class Task(ABC):
         """Return each example's own loss, (n,); nothing in it depends on another example."""
 
 
-def task_for(spec: TextClassification, tokenizer: PreTrainedTokenizerBase) -> Task:
-    """Return the task that a study names."""
+def task_for(spec: AnyTask, tokenizer: PreTrainedTokenizerBase) -> Task:
+    """Return the task that a study names; raises CSL-322 for one that there is not."""
     from common.tasks.text_classification import TextClassificationTask
 
+    if not isinstance(spec, TextClassification):
+        raise ConsiliumError(errors.TASK_UNSUPPORTED, spec.kind)
     return TextClassificationTask(spec, tokenizer)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.study import TextClassification
+from common.task_specs import TextClassification
 from common.tasks import Embedder, Encoded, Task
 
 if TYPE_CHECKING:

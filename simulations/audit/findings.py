@@ -9,7 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from common.study import Part, Unit
+from common.parts import Part
+from common.study import Unit
 
 BOUND_LEVEL = 0.05
 """Chance that any bound on epsilon is above the truth; each of the two games has half of it."""

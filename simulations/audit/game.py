@@ -18,7 +18,8 @@ from common.adapters import AdaptedModel, Vector
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.plan import PrivacyPlan
-from common.study import Study, Training
+from common.study import Study
+from common.transfer import Training
 from server.aggregation import server_optimizer
 from simulations.audit.canaries import Canaries
 from simulations.audit.coins import Coins, Observed

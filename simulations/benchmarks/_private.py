@@ -22,8 +22,10 @@ from common import backbone as backbones
 from common.adapters import AdaptedModel, Vector, attach
 from common.identity import Identity, SiteId
 from common.privacy.plan import PrivacyPlan
-from common.study import MAX_SITES, AdapterSpec, Member, Neighbourhoods, Study, TextClassification, Training
+from common.study import MAX_SITES, Member, Neighbourhoods, Study
+from common.task_specs import TextClassification
 from common.tasks import task_for
+from common.transfer import AdapterSpec, Training
 from server.coordinator import Coordinator
 from server.witnesses import MemoryWitnesses
 from simulations.authoring import Consortium, sign_and_approve

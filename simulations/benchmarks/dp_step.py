@@ -40,8 +40,10 @@ from common import backbone as backbones
 from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone
 from common.privacy.plan import PrivacyPlan
-from common.study import AdapterSpec, TextClassification, Unit
+from common.study import Unit
+from common.task_specs import TextClassification
 from common.tasks import Encoded, task_for
+from common.transfer import AdapterSpec
 from simulations.benchmarks._rows import Row, kept, save
 from simulations.scenario import KNOWN_PACKAGE
 

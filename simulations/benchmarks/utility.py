@@ -19,7 +19,7 @@ from time import perf_counter
 import torch
 
 from common.stopwatch import Stopwatch
-from common.study import Training
+from common.transfer import Training
 from simulations import scenario as scenarios
 from simulations.arms import Quality
 from simulations.authoring import Consortium, privacy_of

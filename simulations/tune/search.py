@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from common.study import Part
+from common.parts import Part
 from simulations.scenario import Scenario, rate_of, with_rate
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)

@@ -22,8 +22,9 @@ from common.identity import Identity, Signature, SiteId
 from common.link.records import from_records, to_records
 from common.link.relay import FleetGrid
 from common.messages import ANYONE, OPERATOR, Envelope, Sealed, Stage, seal
+from common.parts import Digest
 from common.payloads import dump_round, dump_vector
-from common.study import Digest, Kind, Study, Unit
+from common.study import Kind, Study, Unit
 from simulations.network.consortium import Account, LaidOut, lay_out, publish
 from simulations.network.rehearsal import Rehearsed, rehearsal
 from tests.links import Link, Member, ask, echo, linked

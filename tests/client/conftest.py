@@ -11,8 +11,9 @@ import torch
 
 from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone, load
-from common.study import AdapterSpec, TextClassification
+from common.task_specs import TextClassification
 from common.tasks import Encoded, Task, task_for
+from common.transfer import AdapterSpec
 from tests.encoders import WORDS, write_encoder
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]

@@ -22,7 +22,7 @@ from common import archive, errors
 from common.errors import ConsiliumError
 from common.identity import Identity
 from common.keystore import read_identity
-from common.study import Digest
+from common.parts import Digest
 from tests.ledgers import ACCOUNT, PLAN, SITE, STUDY, charge, joined
 
 PASSPHRASE = b"a passphrase"

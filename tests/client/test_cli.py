@@ -17,8 +17,8 @@ from client.ledger import SqliteLedger
 from client.ledger.files import default_anchor
 from common import agreement
 from common.errors import ConsiliumError
+from common.parts import Digest
 from common.privacy.plan import PrivacyPlan
-from common.study import Digest
 from tests.client.ledger.test_store import UNLOCKED, change
 from tests.encoders import write_encoder
 from tests.ledgers import ACCOUNT, EPSILON, PLAN, SITE, STUDY, charge, joined, opened

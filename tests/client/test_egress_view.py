@@ -13,7 +13,7 @@ from client.egress_log import EgressLog, read
 from client.egress_view import EgressView
 from common.errors import ConsiliumError
 from common.messages import OPERATOR, Stage
-from common.study import Digest
+from common.parts import Digest
 
 ONE, TWO = Digest("a" * 64), Digest("b" * 64)
 DAYS = (datetime(2026, 12, 1, 8, tzinfo=UTC), datetime(2026, 12, 2, 8, tzinfo=UTC))

@@ -15,10 +15,10 @@ from client.journal import SqliteJournal
 from common import errors
 from common.errors import ConsiliumError, Fault
 from common.identity import SiteId
+from common.parts import Digest
 from common.secagg import Phase
 from common.secagg.journal import Entry, Journal
 from common.secagg.site import SiteSession
-from common.study import Digest
 from tests.crashes import (
     before_each_statement,
     die_at,

@@ -16,7 +16,7 @@ from client.outbox import KEPT, MemoryOutbox, Outbox, SqliteOutbox
 from common import errors
 from common.identity import Signature, SiteId
 from common.messages import Sealed
-from common.study import Digest
+from common.parts import Digest
 from tests.crashes import full_disk, in_a_process, refused, said_until_killed
 
 STUDY, OTHER = Digest("5a" * 32), Digest("5b" * 32)

@@ -11,7 +11,8 @@ import pytest
 from common.agreement import Approval, SignedStudy, approve, read, sign, verify_agreement, verify_study, write
 from common.errors import ConsiliumError
 from common.identity import Identity, Signature, SiteId
-from common.study import Digest, Kind, Study
+from common.parts import Digest
+from common.study import Kind, Study
 from tests.studies import NOW, Signed, fields, signed_study
 
 

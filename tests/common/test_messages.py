@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from common.errors import ConsiliumError
 from common.identity import Identity, Signature
 from common.messages import OPERATOR, Envelope, Sealed, Stage, peek_sender, seal, unseal
-from common.study import Digest
+from common.parts import Digest
 
 STUDY = Digest("ab" * 32)
 SITE = Identity.from_private_bytes(bytes(31) + b"\x07")

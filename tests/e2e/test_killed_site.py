@@ -39,9 +39,10 @@ from common.identity import SiteId
 from common.link.inprocess import OPERATOR_NODE, RUN, InProcessGrid
 from common.link.records import from_records, to_records
 from common.messages import Sealed, Stage
+from common.parts import Digest
 from common.payloads import input_digest
 from common.secagg.wire import DIGEST_BYTES, Kind, Reader, read_signatures
-from common.study import Digest, Unit
+from common.study import Unit
 from common.tasks import task_for
 from server.coordinator import Coordinator
 from server.witnesses import MemoryWitnesses
@@ -169,7 +170,7 @@ def served(made: Federation, model: AdaptedModel, folder: Path) -> Callable[[Con
     """Return what the victim's process does: open its books, make its site, answer until the pipe ends."""
     study, dice = made.signed.study, np.random.default_rng(3)
     texts = [" ".join(dice.choice(WORDS, size=6)) for _ in range(24)]
-    encoded = model.task.encode(texts, [study.task.labels[row % 2] for row in range(24)], np.arange(24))
+    encoded = model.task.encode(texts, [study.task.known_labels[row % 2] for row in range(24)], np.arange(24))
 
     def serve(pipe: Connection) -> None:
         features = Features(model, encoded, alone=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.chain import sound
 from common.identity import SiteId
-from common.study import Digest
+from common.parts import Digest
 from server.journal import SqlJournal, State
 from server.progress import Progress, RoundRecord, StudyJournal
 from tests.studies import signed_study

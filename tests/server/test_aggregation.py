@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.study import Training
+from common.transfer import Training
 from server.aggregation import FedAdam, FedAvg, server_optimizer
 
 

@@ -157,7 +157,7 @@ def run(
             rank=agreed.adapter.rank,
             layers="last 2 of 6",
             sites=len(ids),
-            labels=len(agreed.task.labels),
+            labels=len(agreed.task.known_labels),
             data="synthetic triage notes, 4 hospitals" if synthetic else "medquad.parquet by one SELECT",
             synthetic=synthetic,
             seed=7,

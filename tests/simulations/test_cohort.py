@@ -185,7 +185,7 @@ def test_medquad_gives_six_institutes_and_no_disease_is_on_two_sides(real_data: 
     assert names == {"CancerGov", "GARD", "GHR", "MPlus", "NIDDK", "NINDS"}
     assert sum(sizes) == 13_557
     assert abs(sizes[2] / sum(sizes) - 0.2) < 0.01
-    assert len(chosen.task.labels) == 8
+    assert len(chosen.task.known_labels) == 8
 
 
 @pytest.mark.realdata

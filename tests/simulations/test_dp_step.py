@@ -10,8 +10,8 @@ import pytest
 
 from common import backbone as backbones
 from common.adapters import AdaptedModel, attach
-from common.study import AdapterSpec
 from common.tasks import Task
+from common.transfer import AdapterSpec
 from simulations.benchmarks import dp_step
 from tests.encoders import write_encoder
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConsiliumError
+from common.task_specs import TextClassification
 from simulations import scenario as scenarios
 from simulations.scenario import KNOWN_PACKAGE, Baseline, from_fields, load, locate, shipped
 from tests.simulations.scenarios import fields
@@ -86,6 +87,7 @@ def test_a_hub_backbone_needs_its_full_revision_and_provenance() -> None:
 def test_every_shipped_scenario_is_valid_in_both_forms(name: str) -> None:
     plain = load(locate(name))
     assert plain.name == name
+    assert isinstance(plain.task, TextClassification)
     assert plain.task.label_texts is not None
     if "[full" in locate(name).read_text():
         assert load(locate(name), full=True) != plain

@@ -17,8 +17,10 @@ from common.adapters import AdaptedModel, Vector, attach
 from common.backbone import Backbone, load
 from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
-from common.study import AdapterSpec, TextClassification, Training, TrainingNoise, Unit
+from common.study import TrainingNoise, Unit
+from common.task_specs import TextClassification
 from common.tasks import Task, task_for
+from common.transfer import AdapterSpec, Training
 from simulations.noise import SeededNoise
 from simulations.stacked import Charged, Found, Stack, StackedTraining
 from tests.encoders import WORDS, write_encoder

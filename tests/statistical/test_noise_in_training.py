@@ -19,8 +19,10 @@ from client.training.loop import train_privately
 from common.adapters import AdaptedModel, attach
 from common.backbone import load
 from common.privacy.plan import PrivacyPlan
-from common.study import AdapterSpec, TextClassification, Training, Unit
+from common.study import Unit
+from common.task_specs import TextClassification
 from common.tasks import task_for
+from common.transfer import AdapterSpec, Training
 from simulations.noise import SeededNoise
 from tests.encoders import write_encoder
 

@@ -20,8 +20,10 @@ from common.adapters import AdaptedModel, attach
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY
-from common.study import AdapterSpec, Study, TextClassification
+from common.study import Study
+from common.task_specs import TextClassification
 from common.tasks import Encoded, task_for
+from common.transfer import AdapterSpec
 from simulations.corpora import Hospital, TriageCorpus, generate
 from simulations.noise import SeededNoise
 from simulations.triage_words import CATEGORIES

@@ -15,8 +15,9 @@ from client.ledger import Ledger, MemoryLedger
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.messages import Stage
+from common.parts import Digest
 from common.privacy.plan import PrivacyPlan
-from common.study import Digest, Unit
+from common.study import Unit
 from tests.ledgers import ACCOUNT, DELTA, EPSILON, PLAN, STUDY, charge, joined, opened, with_account
 
 OTHER = Digest("0b" * 32)

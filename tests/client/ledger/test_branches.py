@@ -18,7 +18,7 @@ from client.ledger.files import default_anchor
 from client.ledger.recovery import inspect, recover
 from common import errors
 from common.errors import ConsiliumError
-from common.study import Digest
+from common.parts import Digest
 from tests.client.ledger.test_recovery import copies, put_back
 from tests.client.ledger.test_store import UNLOCKED, change
 from tests.crashes import refused

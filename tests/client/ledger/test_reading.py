@@ -18,7 +18,8 @@ from client.ledger.files import default_anchor
 from client.ledger.recovery import inspect, recover
 from common import errors
 from common.errors import Fault
-from common.study import Digest, Unit
+from common.parts import Digest
+from common.study import Unit
 from tests.client.ledger.test_recovery import copies, put_back
 from tests.client.ledger.test_store import UNLOCKED, change
 from tests.crashes import FORK, refused

@@ -19,8 +19,9 @@ from scipy.stats import norm
 from client.ledger.recovery import inspect
 from client.ledger.report import export
 from common.messages import Stage
+from common.parts import Digest
 from common.privacy.plan import PrivacyPlan
-from common.study import Digest, Unit
+from common.study import Unit
 from tests.ledgers import ACCOUNT, PLAN, STUDY, charge, joined, opened
 
 GRID = 2e-4

@@ -13,7 +13,7 @@ from client.ledger.files import default_anchor
 from client.ledger.recovery import recover
 from common import errors
 from common.errors import ConsiliumError
-from common.study import Digest
+from common.parts import Digest
 from tests.client.ledger.test_store import UNLOCKED, change
 from tests.crashes import refused
 from tests.ledgers import ACCOUNT, DELTA, EPSILON, PLAN, STUDY, charge, joined, opened, with_account

@@ -20,7 +20,8 @@ from client.ledger.files import default_anchor
 from client.ledger.recovery import inspect, recover
 from common import errors
 from common.errors import ConsiliumError
-from common.study import Digest, Unit
+from common.parts import Digest
+from common.study import Unit
 from tests.crashes import (
     FORK,
     before_each_call,

@@ -12,8 +12,8 @@ from client.ledger.witness import Witness
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import Identity
+from common.parts import Digest
 from common.payloads import LEDGER_BYTES
-from common.study import Digest
 
 SITE, STRANGER = Identity.generate(), Identity.generate()
 LEDGER, OTHER = "1a" * 32, "1b" * 32

@@ -14,8 +14,8 @@ from client.training.features import Features
 from common.adapters import METHODS, AdaptedModel, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
-from common.study import AdapterSpec
 from common.tasks import Encoded, Task
+from common.transfer import AdapterSpec
 from tests.client.preflight.architectures import RIGHT, WRONG, Case, Contrast, entropy
 
 

@@ -15,8 +15,8 @@ from client.training.gradients import PerExampleGradients
 from client.training.step import clipped_sum
 from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone
-from common.study import AdapterSpec
 from common.tasks import Encoded, Task
+from common.transfer import AdapterSpec
 from tests.client.conftest import shaken
 
 Encode = Callable[..., Encoded]

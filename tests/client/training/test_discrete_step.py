@@ -21,8 +21,9 @@ from client.training.step import clip_by_unit, privacy_units, round_by_unit, rou
 from common.adapters import AdaptedModel
 from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
-from common.study import Training, TrainingNoise, Unit
+from common.study import TrainingNoise, Unit
 from common.tasks import Encoded
+from common.transfer import Training
 from simulations.noise import SeededNoise
 from tests.client.training.test_every_method import without
 from tests.client.training.test_step import PLAN, Chosen, gradient_of, matrices

@@ -17,8 +17,9 @@ from client.training.precision import Precision
 from client.training.store import MemoryRows
 from common.adapters import METHODS, AdaptedModel, attach
 from common.backbone import Backbone
-from common.study import AdapterSpec, Unit
+from common.study import Unit
 from common.tasks import Encoded, Task
+from common.transfer import AdapterSpec
 from tests.client.conftest import shaken
 from tests.client.training.test_step import PLAN, Chosen, gradient_of
 

@@ -13,8 +13,8 @@ from client.training.gradients import PerExampleGradients
 from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
-from common.study import AdapterSpec
 from common.tasks import Encoded, Task
+from common.transfer import AdapterSpec
 from tests.client.conftest import shaken
 
 Encode = Callable[..., Encoded]

@@ -18,8 +18,8 @@ from client.training.noise import SystemNoise
 from common.adapters import METHODS, AdaptedModel, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
-from common.study import AdapterSpec, Training
 from common.tasks import Encoded, Task
+from common.transfer import AdapterSpec, Training
 from simulations.noise import SeededNoise
 from simulations.plain import plain_sum, train_plainly
 from tests.client.training.test_step import PLAN, Chosen

@@ -19,8 +19,8 @@ from common.adapters import METHODS, attach
 from common.adapters.scaling import Scaling
 from common.backbone import Backbone
 from common.errors import ConsiliumError
-from common.study import AdapterSpec
 from common.tasks import Encoded, Task
+from common.transfer import AdapterSpec
 from tests.client.conftest import DEVICES, shaken
 from tests.client.training.test_gradients import traces
 

@@ -22,8 +22,9 @@ from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.privacy.plan import PrivacyPlan
-from common.study import AdapterSpec, Unit
+from common.study import Unit
 from common.tasks import Encoded, Task
+from common.transfer import AdapterSpec
 from simulations.noise import SeededNoise
 from tests.client.conftest import DEVICES, shaken
 

@@ -26,8 +26,8 @@ from client.training.store import FeatureStore
 from common.adapters import AdaptedModel, attach
 from common.backbone import Backbone
 from common.identity import Identity
-from common.study import AdapterSpec
 from common.tasks import Encoded, Task
+from common.transfer import AdapterSpec
 from simulations.noise import SeededNoise
 from tests.client.conftest import shaken
 from tests.client.training.test_discrete_step import DISCRETE

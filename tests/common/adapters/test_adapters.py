@@ -16,8 +16,10 @@ from common.adapters import METHODS, AdaptedModel, attach
 from common.adapters.release import load_release, save_release
 from common.backbone import Backbone
 from common.errors import ConsiliumError
-from common.study import AdapterSpec, Digest, TextClassification
+from common.parts import Digest
+from common.task_specs import TextClassification
 from common.tasks import task_for
+from common.transfer import AdapterSpec
 from tests.encoders import write_encoder
 
 STREAM = "5a" * 32

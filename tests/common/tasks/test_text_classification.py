@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import backbone as backbones
-from common.study import TextClassification
+from common.task_specs import TextClassification
 from common.tasks import Task, task_for
 from tests.encoders import write_encoder
 
