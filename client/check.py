@@ -32,7 +32,6 @@ from common.study import Kind, Study
 
 if TYPE_CHECKING:
     from common.adapters import AdaptedModel
-    from common.tasks import Task
 
 _DRAWS = 100_000
 _DEVIATIONS = 6.0
@@ -99,9 +98,9 @@ def examine(
 
         def model() -> str:
             nonlocal dimension
-            made, task = adapted(study, backbone)
+            made = adapted(study, backbone)
             dimension = made.dimension
-            return _preflight(made, task)
+            return _preflight(made)
 
         yield finding("model", model)
     yield finding("encoding", lambda: _encoding(study, site, dimension))
@@ -142,10 +141,10 @@ def _backbone(study: Study, folder: Path) -> str:
     return f"{study.backbone.name}: {len(study.backbone.files)} files as signed"
 
 
-def _preflight(model: AdaptedModel, task: Task) -> str:
+def _preflight(model: AdaptedModel) -> str:
     from client.preflight import check as preflight
 
-    return preflight(model, task).summary()
+    return preflight(model).summary()
 
 
 def _encoding(study: Study, site: SiteId, dimension: int | None) -> str:

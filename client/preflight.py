@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training.gradients import Named, PerExampleGradients
@@ -67,37 +66,59 @@ class PreflightReport:
         )
 
 
-def check(model: AdaptedModel, task: Task) -> PreflightReport:
-    """Examine a study's model and loss as they will be used, on invented texts of different lengths.
+def check(model: AdaptedModel) -> PreflightReport:
+    """Examine a study's model and losses as they will be used, on invented records of different lengths.
 
     Beyond :func:`examine`, each example is also run alone without padding, since the length to which it is padded
-    depends on its neighbours, and through the frozen prefix. Raises CSL-330 naming the layer.
+    depends on its neighbours, and through the frozen prefix; all of it for each set of parameters that a round of the
+    study trains. Raises CSL-330 naming the layer. Returns the worst of what was measured.
     """
-    tokens = _synthetic_tokens(model)
-    ids, mask = task.pad(tokens)
-    targets = torch.arange(len(tokens)) % task.classes
-    device = model.device
-    inputs = (ids.to(device), mask.to(device), targets.to(device))
+    reports = []
+    for round_index in model.phases():
+        with model.in_round(round_index):
+            reports.append(_check_phase(model, model.objective if model.is_pretraining(round_index) else None))
+    worst = max(reports, key=lambda report: report.worst_error)
+    return replace(
+        worst,
+        parameters=model.names,
+        dimension=model.dimension,
+        worst_leak=max(report.worst_leak for report in reports),
+    )
 
-    def direct(model: nn.Module, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-        return task.loss(model(ids, mask), targets)
 
-    def through_prefix(model: nn.Module, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-        assert isinstance(model, AdaptedModel)
-        return task.loss(model.suffix(model.prefix(ids, mask), mask), targets)
+def _check_phase(model: AdaptedModel, objective: Task | None) -> PreflightReport:
+    """Examine the parameters that train now under the study's loss, or under that of an objective before it."""
+    task, device = model.task if objective is None else objective, model.device
+    made = task.invented(_LENGTHS)
 
-    report = examine(model, direct, inputs)
-    start = model.read_vector()
+    def batch(rows: slice) -> tuple[Tensor, ...]:
+        inputs, mask = task.pad(made.inputs[rows])
+        targets = torch.from_numpy(made.targets[rows])
+        own = targets if task.pools else targets[:, : mask.shape[1]]
+        numbers = () if made.numbers is None else (torch.from_numpy(made.numbers[rows]),)
+        return tuple(part.to(device) for part in (inputs, mask, own, *numbers))
+
+    def behind(hidden: Tensor, mask: Tensor, targets: Tensor, numbers: Sequence[Tensor]) -> Tensor:
+        return task.loss(model.suffix(hidden, mask, *numbers, objective=objective), targets)
+
+    def direct(found: nn.Module, inputs: Tensor, mask: Tensor, targets: Tensor, *numbers: Tensor) -> Tensor:
+        assert found is model
+        return behind(model.run_through(inputs, mask), mask, targets, numbers)
+
+    whole, start = batch(slice(None)), model.read_vector()
     try:
+        # All of the vector: a factor that rests at zero in this round would hide the other one's gradient.
+        _shake([(name, model.get_parameter(name)) for name in model.names])
+        report = examine(model, direct, whole, parameters=model.trainable())
         with torch.no_grad():
-            _shake(model.trainable())
-            whole = direct(model, *inputs)
-            _compare("the frozen prefix and the layers behind it", through_prefix(model, *inputs), whole)
-            for row, alone in enumerate(tokens):
-                short_ids, short_mask = task.pad([alone])
-                loss = direct(model, short_ids.to(device), short_mask.to(device), inputs[2][row : row + 1])
+            losses = direct(model, *whole)
+            inputs, mask, targets, *numbers = whole
+            parts = behind(model.prefix(inputs, mask), mask, targets, numbers)
+            _compare("the frozen prefix and the layers behind it", parts, losses)
+            for row in range(len(made)):
+                alone = direct(model, *batch(slice(row, row + 1)))
                 _compare(
-                    "padding: an example's loss depends on how long its neighbours are", loss, whole[row : row + 1]
+                    "padding: an example's loss depends on how long its neighbours are", alone, losses[row : row + 1]
                 )
     finally:
         model.write_vector(start)
@@ -385,15 +406,6 @@ def _random_module(model: nn.Module) -> str:
         if "drop" in type(module).__name__.lower() and module.training and getattr(module, "p", 1.0) > 0
     ]
     return next(iter(dropping), type(model).__name__)
-
-
-def _synthetic_tokens(model: AdaptedModel) -> list[NDArray[np.int32]]:
-    """Return examples of different lengths, of tokens drawn from the vocabulary without its special ones."""
-    backbone = model.backbone
-    embeddings = backbone.model.get_submodule("embeddings").get_submodule("word_embeddings")
-    vocabulary = np.setdiff1d(np.arange(len(embeddings.get_parameter("weight"))), backbone.tokenizer.all_special_ids)
-    dice = np.random.default_rng(2)
-    return [dice.choice(vocabulary, size=length).astype(np.int32) for length in _LENGTHS]
 
 
 def _refusal(detail: str) -> ConsiliumError:

@@ -20,9 +20,8 @@ from common.identity import Identity
 from common.study import BackboneManifest, Study, TrainingNoise
 
 if TYPE_CHECKING:
-    from client.workload import TextWorkload
+    from client.workload import ModelWorkload
     from common.adapters import AdaptedModel
-    from common.tasks import Task
 
 FEATURES_PURPOSE = "consilium/v1/features"
 """What the key of the computed features is derived for."""
@@ -33,7 +32,7 @@ _log = logging.getLogger("consilium.preparing")
 
 def prepare(
     config: SiteConfig, agreement: Agreement, identity: Identity, *, backbone: Path | None = None, device: str = "cpu"
-) -> TextWorkload:
+) -> ModelWorkload:
     """Return the site's workload under a study.
 
     identity  the site's own: the side of each unit and the key of the computed features come from it
@@ -54,23 +53,30 @@ def prepare(
     from client.training.folder import SealedFolder
     from client.training.noise import SystemNoise
     from client.training.store import FeatureStore
-    from client.workload import TextWorkload
+    from client.workload import ModelWorkload
 
     study = agreement.study
     study.member(config.site)
     torch.set_num_threads(config.threads)
-    model, task = adapted(study, locate(config, study.backbone, backbone), device=device)
-    _log.info("%s", check(model, task).summary())
+    model = adapted(study, locate(config, study.backbone, backbone), device=device)
+    _log.info("%s", check(model).summary())
     folder = SealedFolder(config.features_folder, identity.derive_key(FEATURES_PURPOSE), _DISK_BYTES)
     store = FeatureStore(memory_bytes=_MEMORY_BYTES, folder=folder)
-    train, test = (task.encode(side.texts, side.labels, side.units) for side in records.load(config, study, identity))
-    return TextWorkload(
+    alone = study.privacy.noise is TrainingNoise.DISCRETE
+    sides = records.load(config, study, identity)
+    train, test = (model.task.encode(side.texts, side.labels, side.units) for side in sides)
+    pretraining = None
+    if model.objective is not None:
+        encoded = model.objective.encode(sides[0].texts, sides[0].labels, sides[0].units)
+        pretraining = Features(model, encoded, objective=model.objective, alone=alone, store=store)
+    return ModelWorkload(
         study,
         config.site_id,
         model,
-        training=Features(model, train, alone=study.privacy.noise is TrainingNoise.DISCRETE, store=store),
+        training=Features(model, train, alone=alone, store=store),
         testing=Features(model, test, alone=True, store=store),
         noise=SystemNoise(),
+        pretraining=pretraining,
     )
 
 
@@ -88,11 +94,8 @@ def locate(config: SiteConfig, manifest: BackboneManifest, given: Path | None = 
     raise ConsiliumError(errors.BACKBONE_MISSING, "the site's file has no [backbone]")
 
 
-def adapted(study: Study, folder: Path, *, device: str = "cpu") -> tuple[AdaptedModel, Task]:
-    """Return a study's model on the verified backbone of a folder, and its task; raises CSL-301 to CSL-304, CSL-310."""
-    from common.adapters import attach
-    from common.tasks import task_for
+def adapted(study: Study, folder: Path, *, device: str = "cpu") -> AdaptedModel:
+    """Return a study's model on the verified backbone of a folder; raises CSL-301 to CSL-304, CSL-310, CSL-322."""
+    from common.adapters import of_study
 
-    loaded = backbones.load(folder, study.backbone, device=device)
-    task = task_for(study.task, loaded.tokenizer)
-    return attach(loaded, study.adapter, task, study.stream), task
+    return of_study(study, backbones.load(folder, study.backbone, device=device))

@@ -208,8 +208,7 @@ def _check(one: Known, config: SiteConfig, now: datetime) -> None:
 
 
 def _count(one: Known, config: SiteConfig) -> int:
-    model, _ = adapted(one.study, locate(config, one.study.backbone))
-    return model.dimension
+    return adapted(one.study, locate(config, one.study.backbone)).dimension
 
 
 def _numbers(text: str | None, most: int) -> range:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -33,7 +34,8 @@ _TOKENISER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_LOADABLE = (*_TOKENISER_FILES, "config.json", "model.safetensors.index.json")
+_PREPROCESSOR = "preprocessor_config.json"
+_LOADABLE = (*_TOKENISER_FILES, _PREPROCESSOR, "config.json", "model.safetensors.index.json")
 _WEIGHTS = ".safetensors"
 _CHUNK = 1 << 20
 
@@ -64,13 +66,14 @@ class Backbone:
     """A loaded backbone: every parameter frozen, dropout off.
 
     model        the encoder, without a pooler
-    hidden_size  width of its hidden states
-    layers       number of its transformer layers
+    tokenizer    None for a backbone that reads images or sound
+    hidden_size  width of its pooled features
+    layers       number of its layers
     """
 
     manifest: BackboneManifest
     model: torch.nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     hidden_size: int
     layers: int
     device: str
@@ -84,9 +87,8 @@ def describe(
     Raises CSL-301 without a configuration or a tokeniser, CSL-303 without safetensors weights.
     """
     wanted = sorted(path.name for path in folder.iterdir() if path.name in _LOADABLE or path.name.endswith(_WEIGHTS))
-    for needed in ("config.json", "tokenizer.json"):
-        if needed not in wanted:
-            raise ConsiliumError(errors.BACKBONE_MISSING, f"{needed} in {folder.name}")
+    for needed in _lacking(wanted):
+        raise ConsiliumError(errors.BACKBONE_MISSING, f"{needed} in {folder.name}")
     if not any(file.endswith(_WEIGHTS) for file in wanted):
         raise ConsiliumError(errors.BACKBONE_UNSAFE, f"{folder.name} has no safetensors weights")
     return BackboneManifest(
@@ -184,7 +186,7 @@ def _load(folder: Path, manifest: BackboneManifest, device: str) -> Backbone:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    from common.adapters.anatomy import anatomy_of
+    from common.anatomy import anatomy_of
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -192,10 +194,14 @@ def _load(folder: Path, manifest: BackboneManifest, device: str) -> Backbone:
         model = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32"
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
+        anatomy = anatomy_of(model)
+        tokenizer = (
+            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_fast=True)
+            if anatomy.reads == "tokens"
+            else None
+        )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ConsiliumError(errors.BACKBONE_UNSUPPORTED, f"{manifest.name}: {type(error).__name__}") from error
-    layers = anatomy_of(model).layers(model)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     for module in model.modules():
@@ -205,7 +211,7 @@ def _load(folder: Path, manifest: BackboneManifest, device: str) -> Backbone:
             module.dropout_prob = 0.0
     model.requires_grad_(requires_grad=False)
     model.eval().to(device)
-    return Backbone(manifest, model, tokenizer, int(model.config.hidden_size), len(layers), device)
+    return Backbone(manifest, model, tokenizer, anatomy.width(model), len(anatomy.layers(model)), device)
 
 
 def _copy_verified(source: Path, target: Path, manifest: BackboneManifest) -> None:
@@ -224,12 +230,20 @@ def _copy_verified(source: Path, target: Path, manifest: BackboneManifest) -> No
 
 def check_names(manifest: BackboneManifest) -> None:
     """Raise CSL-301 for a manifest without what loading needs, CSL-303 for one with anything else than that."""
-    for needed in ("config.json", "tokenizer.json"):
-        if needed not in manifest.files:
-            raise ConsiliumError(errors.BACKBONE_MISSING, f"{needed} is not in the manifest")
+    for needed in _lacking(manifest.files):
+        raise ConsiliumError(errors.BACKBONE_MISSING, f"{needed} is not in the manifest")
     for file in manifest.files:
         if not (Path(file).name in _LOADABLE or file.endswith(_WEIGHTS)):
             raise ConsiliumError(errors.BACKBONE_UNSAFE, f"{file} is neither safetensors nor a plain configuration")
+
+
+def _lacking(files: Collection[str]) -> list[str]:
+    """Return what loading needs and is not among some files; images and sound have a preprocessor, texts a tokeniser.
+
+    What the preprocessor's file says is pinned with the rest and not read: the study's task has its constants.
+    """
+    needed = ["config.json", *(["tokenizer.json"] if _PREPROCESSOR not in files else [])]
+    return [file for file in needed if file not in files]
 
 
 def _check_configuration(raw: bytes) -> None:

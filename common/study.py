@@ -21,7 +21,7 @@ from common import errors
 from common.errors import ConsiliumError
 from common.identity import PublicKey, SiteId, parse_public_key
 from common.parts import Digest, Hex32, Line, Name, Part, describe, validate
-from common.task_specs import AnyTask
+from common.task_specs import AnyTask, CausalLanguageModelling, MaskedLanguageModelling
 from common.transfer import AdapterSpec, FeatureReference, Personal, Pretraining, Training
 
 MAX_SITES = 255
@@ -232,6 +232,8 @@ class Study(Part):
             raise ValueError("pretraining.rounds must leave rounds for the task")
         if self.pretraining is not None and self.task.content != "text":
             raise ValueError("pretraining is of texts")
+        if self.pretraining is not None and isinstance(self.task, CausalLanguageModelling | MaskedLanguageModelling):
+            raise ValueError("pretraining: the task is what it would be")
         if self.training.is_adaptive and self.adapter.method == "rolora":
             # What rests in a round would be moved by the rounding of the sum, scaled up.
             raise ValueError("training.server_optimizer: rolora needs fedavg or fedmomentum")

@@ -33,6 +33,11 @@ class TaskSpec(Part):
         """The labels among which the task chooses; none where a label is a number or a text of its own."""
         return ()
 
+    @property
+    def score(self) -> str:
+        """What the task's score between 0 and 1 is called."""
+        return "accuracy"
+
     def accepts(self, label: str) -> bool:
         """Whether a record's label is one that the task can learn from; decided on that label alone (RULES 12)."""
         return label in self.known_labels
@@ -85,6 +90,11 @@ class MultiLabelClassification(_LabelledTexts):
 
     kind: Literal["multi-label-classification"] = "multi-label-classification"
 
+    @property
+    def score(self) -> str:
+        """See :attr:`TaskSpec.score`."""
+        return "share of labels that are right"
+
     def accepts(self, label: str) -> bool:
         """See :meth:`TaskSpec.accepts`."""
         return all(name in self.labels for name in self.named(label))
@@ -111,6 +121,11 @@ class TokenClassification(_Labelled):
     kind: Literal["token-classification"] = "token-classification"
     max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
 
+    @property
+    def score(self) -> str:
+        """See :attr:`TaskSpec.score`."""
+        return "share of words that are right"
+
     def accepts(self, label: str) -> bool:
         """See :meth:`TaskSpec.accepts`."""
         words = label.split()
@@ -129,6 +144,11 @@ class CausalLanguageModelling(TaskSpec):
     kind: Literal["causal-language-modelling"] = "causal-language-modelling"
     max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
 
+    @property
+    def score(self) -> str:
+        """See :attr:`TaskSpec.score`."""
+        return "share of tokens that are right"
+
     def accepts(self, label: str) -> bool:
         """Return True: every text teaches."""
         del label
@@ -144,6 +164,11 @@ class MaskedLanguageModelling(TaskSpec):
     kind: Literal["masked-language-modelling"] = "masked-language-modelling"
     max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
     mask_share: float = Field(default=0.15, gt=0, lt=1)
+
+    @property
+    def score(self) -> str:
+        """See :attr:`TaskSpec.score`."""
+        return "share of masked tokens that are right"
 
     def accepts(self, label: str) -> bool:
         """Return True: every text teaches."""
@@ -163,6 +188,11 @@ class Retrieval(TaskSpec):
     temperature: float = Field(default=0.05, gt=0, le=10)
     max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
 
+    @property
+    def score(self) -> str:
+        """See :attr:`TaskSpec.score`."""
+        return "share of questions whose answer is nearest"
+
     def accepts(self, label: str) -> bool:
         """See :meth:`TaskSpec.accepts`."""
         return bool(label.strip())
@@ -175,6 +205,11 @@ class Regression(TaskSpec):
     low: float
     high: float
     max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
+
+    @property
+    def score(self) -> str:
+        """See :attr:`TaskSpec.score`."""
+        return "closeness"
 
     def accepts(self, label: str) -> bool:
         """See :meth:`TaskSpec.accepts`."""

@@ -95,7 +95,7 @@ def finish(
     Raises CSL-122 for a site that is not admitted, CSL-2xx for a guarantee that cannot be reached, CSL-3xx for the
     backbone and the adapter, CSL-404 where not even all sites together could open a sum, CSL-102.
     """
-    from common.adapters import attach
+    from common.adapters import attach, ranks, shapes_of
     from common.backbone import load
     from common.tasks import task_for
     from server.product import locate
@@ -105,7 +105,9 @@ def finish(
     manifest = _manifest(draft, source, folder)
     stream = secrets.token_hex(32)
     loaded = load(folder, manifest)
-    dimension = attach(loaded, draft.adapter, task_for(draft.task, loaded.tokenizer), stream).dimension
+    task = task_for(draft.task, loaded, stream)
+    model = attach(loaded, draft.adapter, task, stream, pretraining=draft.pretraining)
+    dimension, names = model.dimension, [str(member["site"]) for member in roster]
     training = draft.training
     # Beside the rounds some charges for attempts that fail.
     charges = training.rounds + max(2, training.rounds // 10)
@@ -131,6 +133,9 @@ def finish(
             "evaluation": draft.evaluation.model_dump(mode="json"),
             "aggregation": {
                 **draft.aggregation.model_dump(mode="json"),
+                "blocks": [
+                    block.model_dump(mode="json") for block in ranks.blocks(draft.adapter, shapes_of(model), names)
+                ],
                 "clamp": draft.aggregation.clamp
                 or clamp(draft.training, privacy, smallest_band=smallest, dimension=dimension),
             },

@@ -45,11 +45,9 @@ class AdapterProduct:
     """The adapter of a study on its verified backbone. Raises CSL-301 to CSL-310 for what does not fit."""
 
     def __init__(self, study: Study, source: Backbone | None) -> None:
-        from common.adapters import attach
-        from common.tasks import task_for
+        from common.adapters import of_study
 
-        loaded = backbones.load(locate(source), study.backbone)
-        self._model = attach(loaded, study.adapter, task_for(study.task, loaded.tokenizer), study.stream)
+        self._model = of_study(study, backbones.load(locate(source), study.backbone))
 
     def start(self) -> Vector:
         """Return a fresh adapter's vector, its head from the label texts where there are any."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from client.evaluation import predict
+from client.evaluation import Judged, judged
 from client.training.features import Features
 from client.training.loop import train_privately
 from client.training.noise import NoiseSource
@@ -28,45 +28,55 @@ from simulations.plain import train_plainly
 class Learner:
     """One member of an arm.
 
-    features  its training records
-    weight    its weight in the mean
-    plan      how it trains privately; None trains without clipping and noise
+    features     its training records
+    weight       its weight in the mean
+    plan         how it trains privately; None trains without clipping and noise
+    pretraining  what it learns from without labels in the first rounds, where the study has such
     """
 
     features: Features
     weight: float
     plan: PrivacyPlan | None = None
+    pretraining: Features | None = None
+
+    def features_in(self, model: AdaptedModel, round_index: int) -> Features:
+        """Return the records of a round."""
+        without_labels = self.pretraining is not None and model.is_pretraining(round_index)
+        return self.pretraining if without_labels and self.pretraining is not None else self.features
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Exact quality on one set of records, from its confusion counts.
+    """Exact quality on one set of records.
 
-    confusion  (classes, classes) int64, rows are true labels
+    examples   number of records
+    total      sum of their scores, each in [0, 1]
+    confusion  (classes, classes) int64, rows are true labels; None for a task that chooses none
     """
 
-    confusion: NDArray[np.int64]
+    examples: int
+    total: float
+    confusion: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, targets: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Quality:
-        """Count predictions, (n,) int64 each, against the true labels."""
+    def of(cls, judged: Judged, features: Features, classes: int) -> Quality:
+        """Sum up what a model made of some records."""
+        if judged.predicted is None:
+            return cls(len(features), float(judged.scores.sum()))
         confusion = np.zeros((classes, classes), dtype=np.int64)
-        np.add.at(confusion, (targets, predicted), 1)
-        return cls(confusion)
-
-    @property
-    def examples(self) -> int:
-        """Number of records."""
-        return int(self.confusion.sum())
+        np.add.at(confusion, (features.targets.astype(np.int64), judged.predicted), 1)
+        return cls(len(features), float(judged.scores.sum()), confusion)
 
     @property
     def accuracy(self) -> float:
-        """Share of records with the right label; 0 where there are none."""
-        return float(np.trace(self.confusion)) / max(self.examples, 1)
+        """Mean score: share of records with the right label, or what else the task scores; 0 where there are none."""
+        return self.total / max(self.examples, 1)
 
     @property
-    def macro_f1(self) -> float:
-        """Mean F1 over the labels that occur among the true or the predicted ones."""
+    def macro_f1(self) -> float | None:
+        """Mean F1 over the labels that occur among the true or the predicted ones; None where none are chosen."""
+        if self.confusion is None:
+            return None
         hits = np.diag(self.confusion).astype(np.float64)
         total = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
         present = total > 0
@@ -79,18 +89,23 @@ class Quality:
         return sum(others, first)
 
     def __add__(self, other: Quality) -> Quality:
-        return Quality(self.confusion + other.confusion)
+        counted = self.confusion is not None and other.confusion is not None
+        return Quality(
+            self.examples + other.examples,
+            self.total + other.total,
+            self.confusion + other.confusion if counted else None,  # type: ignore[operator]  # checked a line above
+        )
 
 
-def judge(model: AdaptedModel, vector: Vector, features: Features, classes: int) -> Quality:
+def judge(model: AdaptedModel, vector: Vector, features: Features) -> Quality:
     """Return the exact quality of a vector on records; the model keeps the vector."""
     model.write_vector(vector)
-    return Quality.of(features.targets, predict(model, features), classes)
+    return Quality.of(judged(model, features), features, model.task.classes)
 
 
-def judge_all(model: AdaptedModel, vector: Vector, split: Iterable[Features], classes: int) -> Quality:
+def judge_all(model: AdaptedModel, vector: Vector, split: Iterable[Features]) -> Quality:
     """Return the exact quality of a vector on the records of all sites together."""
-    return Quality.pooled(judge(model, vector, features, classes) for features in split)
+    return Quality.pooled(judge(model, vector, features) for features in split)
 
 
 def train_arm(
@@ -136,7 +151,7 @@ def mean_update(
         if learner.plan is None:
             update = train_plainly(
                 model,
-                learner.features,
+                learner.features_in(model, round_index),
                 training,
                 noise,
                 start=vector,
@@ -145,7 +160,13 @@ def mean_update(
             )
         else:
             update = train_privately(
-                model, learner.features, learner.plan, training, noise, start=vector, round_index=round_index
+                model,
+                learner.features_in(model, round_index),
+                learner.plan,
+                training,
+                noise,
+                start=vector,
+                round_index=round_index,
             )
         mean += learner.weight / total * update.astype(np.float64)
     return mean

@@ -19,6 +19,7 @@ from common.study import (
     MAX_SITES,
     Aggregation,
     BackboneManifest,
+    Block,
     Kind,
     Member,
     Neighbourhoods,
@@ -74,6 +75,7 @@ def author(
     manifest: BackboneManifest,
     units: Mapping[SiteId, int],
     dimension: int,
+    blocks: tuple[Block, ...] = (),
     privacy: Privacy,
     consortium: Consortium,
     stream: str,
@@ -85,6 +87,7 @@ def author(
         manifest=manifest,
         units=units,
         dimension=dimension,
+        blocks=blocks,
         privacy=privacy,
         consortium=consortium,
         stream=stream,
@@ -113,6 +116,7 @@ def draft(
     manifest: BackboneManifest,
     units: Mapping[SiteId, int],
     dimension: int,
+    blocks: tuple[Block, ...] = (),
     privacy: Privacy,
     consortium: Consortium,
     stream: str,
@@ -123,6 +127,7 @@ def draft(
 
     units      each site's number of units, which leaves this function only as a band
     dimension  length of the vector
+    blocks     of it to which only some sites contribute
     stream     64 hex digits of public randomness
     """
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
@@ -157,6 +162,7 @@ def draft(
             ),
             minimum_cohort=wanted.minimum_cohort,
             max_share=wanted.max_share,
+            blocks=blocks,
         ),
         roster=roster,
         neighbourhoods=Neighbourhoods() if len(roster) > MAX_SITES else None,

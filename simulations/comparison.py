@@ -97,8 +97,7 @@ class Comparison:
         if len(pooled) == 1:
             pooled = dict.fromkeys(vectors, next(iter(pooled.values())))
         own = {
-            site: judge(self._prepared.model, vector, self._prepared.testing[site], self._prepared.task.classes)
-            for site, vector in vectors.items()
+            site: judge(self._prepared.model, vector, self._prepared.testing[site]) for site, vector in vectors.items()
         }
         return Compared(pooled, own)
 
@@ -106,9 +105,14 @@ class Comparison:
         """Return how often :meth:`run` will report progress."""
         return self._scenario.training.rounds * (len(self._prepared.sites) if arm == Baseline.LOCAL_ONLY else 1)
 
-    def majority(self) -> Quality:
-        """Return the exact quality of always saying the commonest training label, on the pooled test records."""
+    def majority(self) -> Quality | None:
+        """Return the exact quality of always saying the commonest training label, on the pooled test records.
+
+        None for a task that chooses no label.
+        """
         classes = self._prepared.task.classes
+        if not classes:
+            return None
         counts = sum(
             (np.bincount(features.targets, minlength=classes) for features in self._prepared.training.values()),
             start=np.zeros(classes, dtype=np.int64),
@@ -116,18 +120,24 @@ class Comparison:
         confusion = np.zeros((classes, classes), dtype=np.int64)
         for features in self._prepared.testing.values():
             confusion[:, int(np.argmax(counts))] += np.bincount(features.targets, minlength=classes)
-        return Quality(confusion)
+        return Quality(int(confusion.sum()), float(np.trace(confusion)), confusion)
 
     def _vectors(self, arm: str, training: Training, advance: Callable[[], None]) -> dict[SiteId, Vector]:
         """Train an arm; returns the vector that each site ends with."""
-        features, units = self._prepared.training, self._prepared.units
+        features, units, before = self._prepared.training, self._prepared.units, self._prepared.pretraining
         if arm == Baseline.LOCAL_ONLY:
-            return {site: self._train([Learner(own, 1.0)], training, advance) for site, own in features.items()}
+            return {
+                site: self._train([Learner(own, 1.0, pretraining=before.get(site))], training, advance)
+                for site, own in features.items()
+            }
         if arm == Baseline.CENTRALISED_NONPRIVATE:
-            learners = [Learner(Features.joined(tuple(features.values())), 1.0)]
+            joined = Features.joined(tuple(before.values())) if before else None
+            learners = [Learner(Features.joined(tuple(features.values())), 1.0, pretraining=joined)]
         else:
             learners = [
-                Learner(own, band(units[site]), self._plan(training, site) if arm == FEDERATED else None)
+                Learner(
+                    own, band(units[site]), self._plan(training, site) if arm == FEDERATED else None, before.get(site)
+                )
                 for site, own in features.items()
             ]
         return dict.fromkeys(features, self._train(learners, training, advance))
@@ -149,7 +159,7 @@ class Comparison:
         )
 
     def _pooled(self, vector: Vector, split: Mapping[SiteId, Features]) -> Quality:
-        return judge_all(self._prepared.model, vector, split.values(), self._prepared.task.classes)
+        return judge_all(self._prepared.model, vector, split.values())
 
     @staticmethod
     def _distinct(vectors: Mapping[SiteId, Vector]) -> list[tuple[SiteId, Vector]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.app import Message
-from numpy.typing import NDArray
 
+from client.evaluation import Judged
 from client.site import SiteLog
 from common.adapters import Vector
 from common.identity import SiteId
@@ -34,7 +33,7 @@ _CURVE_POINTS = 10
 class Federation:
     """A study that has run, with what each side kept.
 
-    predictions  what the released vector predicts for each site's own test records, as each site would see it
+    judged       what the released vector makes of each site's own test records, as each site would see it
     seconds      that all sites together spent on training, evaluation and secure sums; and on transport
     curve        exact quality on the pooled validation records as the rounds passed
     """
@@ -42,7 +41,7 @@ class Federation:
     authored: Authored
     coordinator: Coordinator
     logs: Mapping[SiteId, SiteLog]
-    predictions: Mapping[SiteId, NDArray[np.int64]]
+    judged: Mapping[SiteId, Judged]
     curve: tuple[CurvePoint, ...]
     seconds: Mapping[str, float]
 
@@ -62,6 +61,7 @@ def agree(scenario: Scenario, prepared: Prepared, privacy: Privacy, consortium: 
         manifest=prepared.backbone.manifest,
         units=prepared.units,
         dimension=prepared.model.dimension,
+        blocks=prepared.blocks,
         privacy=privacy,
         consortium=consortium,
         stream=prepared.stream,
@@ -118,6 +118,7 @@ def federate(
             consortium.sites[site.site],
             prepared.training[site.site],
             prepared.testing[site.site],
+            prepared.pretraining.get(site.site),
         )
         for number, site in enumerate(prepared.sites)
     )
@@ -127,18 +128,18 @@ def federate(
         finished = run_study(
             coordinator, hosted.grid, lambda: (line for log in hosted.logs().values() for line in log.incidents)
         )
-        predictions, logs = hosted.predict(finished.outcome.vector), hosted.logs()
+        judged, logs = hosted.judge(finished.outcome.vector), hosted.logs()
         seconds = {name: hosted.seconds(name) for name in ("training", "evaluation", "secagg")}
     finally:
         hosted.close()
     return Federation(
-        authored, coordinator, logs, predictions, tuple(curve), seconds | {"transport": finished.seconds_transport}
+        authored, coordinator, logs, judged, tuple(curve), seconds | {"transport": finished.seconds_transport}
     )
 
 
 def pooled_validation(prepared: Prepared, vector: Vector) -> Quality:
     """Return the exact quality of a vector on all sites' validation records."""
-    return judge_all(prepared.model, vector, prepared.validation.values(), prepared.task.classes)
+    return judge_all(prepared.model, vector, prepared.validation.values())
 
 
 def is_shown(round_index: int, rounds: int) -> bool:

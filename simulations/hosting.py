@@ -15,11 +15,12 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from client.evaluation import Judged
 from client.ledger import MemoryLedger
 from client.site import Site, SiteLog, Terms
 from client.training.features import Features
 from client.training.noise import NoiseSource, SystemNoise
-from client.workload import TextWorkload
+from client.workload import ModelWorkload
 from common.adapters import AdaptedModel, Vector
 from common.agreement import Agreement
 from common.identity import Identity, SiteId
@@ -32,15 +33,14 @@ from simulations.options import Engine
 from simulations.stacked import Charged, StackedTraining
 from simulations.together import Meeting, TogetherGrid, chunk
 
-Labels = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What one site brings into a study.
 
     number    its place among the study's sites, from 0
-    training  features of its training records; testing those of its test records, each computed alone
+    training  features of its training records; testing those of its test records, each computed alone; pretraining
+              those that the first rounds learn from without labels, where the study has such
     """
 
     site: SiteId
@@ -48,6 +48,7 @@ class Part:
     identity: Identity
     training: Features = field(repr=False)
     testing: Features = field(repr=False)
+    pretraining: Features | None = field(default=None, repr=False)
 
 
 class Hosted(Protocol):
@@ -60,8 +61,8 @@ class Hosted(Protocol):
     def logs(self) -> Mapping[SiteId, SiteLog]:
         """Return what each site keeps for itself."""
 
-    def predict(self, vector: Vector) -> Mapping[SiteId, Labels]:
-        """Return what a vector predicts for each site's own test records."""
+    def judge(self, vector: Vector) -> Mapping[SiteId, Judged]:
+        """Return what a vector makes of each site's own test records."""
 
     def seconds(self, name: str) -> float:
         """Return the seconds that all sites together spent on one thing."""
@@ -80,7 +81,7 @@ class StackedWorkload:
 
     def __init__(
         self,
-        alone: TextWorkload,
+        alone: ModelWorkload,
         meeting: Meeting[Charged, Vector],
         *,
         training: Features,
@@ -126,14 +127,20 @@ class LocalSites:
         everyone = frozenset(member.site_id for member in agreement.study.roster)
         terms = Terms.of(agreement.study, model.dimension)
         self._meeting = meeting
-        self._workloads: dict[SiteId, TextWorkload] = {}
+        self._workloads: dict[SiteId, ModelWorkload] = {}
         self._sites: dict[SiteId, Site] = {}
         self.apps: dict[int, ClientApp] = {}
         """Each site's app by its node."""
         for part in parts:
             noise = noise_of(entropy, part.site)
-            alone = TextWorkload(
-                agreement.study, part.site, model, training=part.training, testing=part.testing, noise=noise
+            alone = ModelWorkload(
+                agreement.study,
+                part.site,
+                model,
+                training=part.training,
+                testing=part.testing,
+                noise=noise,
+                pretraining=part.pretraining,
             )
             site = Site(
                 agreement,
@@ -158,9 +165,9 @@ class LocalSites:
         """Return what each site keeps for itself."""
         return {name: site.log for name, site in self._sites.items()}
 
-    def predict(self, vector: Vector) -> Mapping[SiteId, Labels]:
-        """Return what a vector predicts for each site's own test records."""
-        return {name: workload.predict(vector) for name, workload in self._workloads.items()}
+    def judge(self, vector: Vector) -> Mapping[SiteId, Judged]:
+        """Return what a vector makes of each site's own test records."""
+        return {name: workload.judge(vector) for name, workload in self._workloads.items()}
 
     def seconds(self, name: str) -> float:
         """Return the seconds that all sites together spent on one thing; training together is counted once."""
@@ -203,7 +210,7 @@ def noise_of(entropy: EntropySource, party: str) -> NoiseSource:
 
 
 def _stacked(
-    study: Study, part: Part, alone: TextWorkload, noise: NoiseSource, meeting: Meeting[Charged, Vector]
+    study: Study, part: Part, alone: ModelWorkload, noise: NoiseSource, meeting: Meeting[Charged, Vector]
 ) -> StackedWorkload:
     plan = PrivacyPlan.for_site(study, part.site)
     return StackedWorkload(alone, meeting, training=part.training, plan=plan, noise=noise)

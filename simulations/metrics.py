@@ -40,7 +40,7 @@ class Score(Part):
     """Exact quality on a test set of `examples` records."""
 
     accuracy: Fraction
-    macro_f1: Fraction
+    macro_f1: Fraction | None = None
     examples: Count
 
 
@@ -76,7 +76,7 @@ class SiteMetrics(Part):
 
     id: str = Field(min_length=1)
     accuracy: Fraction
-    macro_f1: Fraction
+    macro_f1: Fraction | None = None
     accuracy_local_only: Fraction | None = None
     accuracy_local_only_on_pooled: Fraction | None = None
     accuracy_federated_nonprivate: Fraction | None = None

@@ -36,7 +36,8 @@ def train_plainly(
         rows = poisson_sample(PrivateCount(len(features)), sampling_rate, noise)
         return plain_sum(model, features, rows, micro_batch=training.micro_batch) / divisor
 
-    return take_steps(model, training, gradient, start=start, round_index=round_index)
+    with model.in_round(round_index):
+        return take_steps(model, training, gradient, start=start, round_index=round_index)
 
 
 def plain_sum(
@@ -45,7 +46,7 @@ def plain_sum(
     """Return the sum of the rows' gradients, (parameters,) float64."""
     device = device_of(model)
     parameters = [parameter for _, parameter in model.trainable()]
-    total = torch.zeros(model.dimension, dtype=torch.float64)
+    total = torch.zeros(model.active_dimension, dtype=torch.float64)
     for part in features.micro_batches(rows, micro_batch):
         losses = features.losses(model, features.batch(part, device))
         found = torch.autograd.grad(losses.sum(), parameters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,12 @@ from client.training.precision import Precision
 from client.training.store import FeatureStore
 from common import backbone as backbones
 from common import errors
-from common.adapters import AdaptedModel, Vector, attach
+from common.adapters import AdaptedModel, Vector, attach, ranks, shapes_of
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.stopwatch import Stopwatch
-from common.study import BackboneManifest, TrainingNoise, Unit
+from common.study import BackboneManifest, Block, TrainingNoise, Unit
 from common.tasks import Task, task_for
 from simulations.cohort import load_sites
 from simulations.progress import Progress
@@ -41,13 +41,23 @@ class Prepared:
     sites: tuple[SiteData, ...]
     unit: Unit
     backbone: Backbone
-    task: Task
     model: AdaptedModel
     start: Vector
     stream: str
     training: Mapping[SiteId, Features]
     validation: Mapping[SiteId, Features]
     testing: Mapping[SiteId, Features]
+    pretraining: Mapping[SiteId, Features] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """What the sites learn."""
+        return self.model.task
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks of the vector to which only some sites contribute."""
+        return ranks.blocks(self.model.spec, shapes_of(self.model), [site.site for site in self.sites])
 
     @property
     def units(self) -> dict[SiteId, int]:
@@ -84,35 +94,45 @@ def prepare(
     sites = load_sites(scenario, data_dir)
     folder, manifest = locate_backbone(scenario.backbone)
     backbone = backbones.load(folder, manifest, device=device)
-    task = task_for(scenario.task, backbone.tokenizer)
     stream = hashlib.sha256(f"consilium/simulation/{scenario.name}/{scenario.seed}".encode()).hexdigest()
-    model = attach(backbone, scenario.adapter, task, stream)
+    task = task_for(scenario.task, backbone, stream)
+    model = attach(backbone, scenario.adapter, task, stream, pretraining=scenario.pretraining)
     start = model.read_vector()
-    progress.phase("frozen prefix", 3 * len(sites))
+    progress.phase("frozen prefix", (3 if model.objective is None else 4) * len(sites))
 
     def features(
-        of: Callable[[SiteData], Examples], kept: Precision = Precision.FULL, *, alone: bool = False
+        of: Callable[[SiteData], Examples],
+        kept: Precision = Precision.FULL,
+        *,
+        alone: bool = False,
+        objective: Task | None = None,
     ) -> dict[SiteId, Features]:
         made = {}
         for site in sites:
             examples = of(site)
             with watch.timed("features"):
-                encoded = task.encode(examples.texts, examples.labels, examples.units)
-                made[site.site] = Features(model, encoded, precision=kept, alone=alone, store=store)
+                encoded = (objective or task).encode(examples.texts, examples.labels, examples.units)
+                made[site.site] = Features(
+                    model, encoded, objective=objective, precision=kept, alone=alone, store=store
+                )
             progress.advance()
         return made
+
+    discrete = scenario.privacy.noise is TrainingNoise.DISCRETE
 
     return Prepared(
         sites=sites,
         unit=scenario.privacy.unit,
         backbone=backbone,
-        task=task,
         model=model,
         start=start,
         stream=stream,
-        training=features(lambda site: site.train, precision, alone=scenario.privacy.noise is TrainingNoise.DISCRETE),
+        training=features(lambda site: site.train, precision, alone=discrete),
         validation=features(lambda site: site.validation),
         testing=features(lambda site: site.test, alone=True),
+        pretraining=features(lambda site: site.train, precision, alone=discrete, objective=model.objective)
+        if model.objective is not None
+        else {},
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from flwr.app import Error, Message
 
+from client.evaluation import Judged
 from client.site import SiteLog
 from client.training.features import Features
 from common import errors
@@ -30,7 +31,7 @@ from common.link.inprocess import InProcessGrid
 from common.link.records import from_records, to_records
 from common.messages import Sealed
 from simulations.engines import EntropySource, node_of
-from simulations.hosting import Labels, LocalSites, Part
+from simulations.hosting import LocalSites, Part
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -63,15 +64,23 @@ class Packed:
     private: bytes
     training: Features
     testing: Features
+    pretraining: Features | None
 
     @classmethod
     def of(cls, part: Part) -> Packed:
         """Pack a part."""
-        return cls(part.site, part.number, part.identity.private_bytes(), part.training, part.testing)
+        return cls(part.site, part.number, part.identity.private_bytes(), part.training, part.testing, part.pretraining)
 
     def part(self) -> Part:
         """Return the part."""
-        return Part(self.site, self.number, Identity.from_private_bytes(self.private), self.training, self.testing)
+        return Part(
+            self.site,
+            self.number,
+            Identity.from_private_bytes(self.private),
+            self.training,
+            self.testing,
+            self.pretraining,
+        )
 
 
 class Host:
@@ -104,9 +113,9 @@ class Host:
         """Return what each site keeps for itself."""
         return self._opened().logs()
 
-    def predict(self, vector: Vector) -> Mapping[SiteId, Labels]:
-        """Return what a vector predicts for each site's own test records."""
-        return self._opened().predict(vector)
+    def judge(self, vector: Vector) -> Mapping[SiteId, Judged]:
+        """Return what a vector makes of each site's own test records."""
+        return self._opened().judge(vector)
 
     def _opened(self) -> LocalSites:
         assert self._sites is not None
@@ -198,9 +207,9 @@ class RaySites:
             name: log for logs in self._all([host.logs.remote() for host in self._hosts]) for name, log in logs.items()
         }
 
-    def predict(self, vector: Vector) -> Mapping[SiteId, Labels]:
-        """Return what a vector predicts for each site's own test records."""
-        found = self._all([host.predict.remote(vector) for host in self._hosts])
+    def judge(self, vector: Vector) -> Mapping[SiteId, Judged]:
+        """Return what a vector makes of each site's own test records."""
+        found = self._all([host.judge.remote(vector) for host in self._hosts])
         return {name: labels for each in found for name, labels in each.items()}
 
     def seconds(self, name: str) -> float:

@@ -70,7 +70,7 @@ def run_scenario(
             prepared = prepare(
                 scenario, data_dir, resolve_device(device), progress, watch, precision=precision, store=store
             )
-            progress.note(check(prepared.model, prepared.task).summary())
+            progress.note(check(prepared.model).summary())
             if engine is Engine.STACKED:
                 # Refused here or not at all: what a study trains is known before an hour of tuning.
                 StackedTraining(prepared.model, scenario.training, scenario.privacy.noise)
@@ -80,6 +80,7 @@ def run_scenario(
             manifest=prepared.backbone.manifest,
             units=prepared.units,
             dimension=prepared.model.dimension,
+            blocks=prepared.blocks,
             privacy=privacy,
             consortium=consortium,
             stream=prepared.stream,

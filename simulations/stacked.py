@@ -112,6 +112,9 @@ class StackedTraining:
     def __init__(self, model: AdaptedModel, training: Training, noise: TrainingNoise) -> None:
         if noise is TrainingNoise.DISCRETE:
             raise ConsiliumError(errors.ENGINE_UNSUITABLE, "discrete noise needs records that are computed one by one")
+        if len(model.phases()) > 1 or model.spec.site_ranks:
+            what = "sites of ranks of their own" if model.spec.site_ranks else "rounds that train different weights"
+            raise ConsiliumError(errors.ENGINE_UNSUITABLE, f"{what} are not trained together: choose inline")
         self._stack, self._training = Stack(model), training
         self._joined: tuple[tuple[Features, ...], Features] | None = None
 

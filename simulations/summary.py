@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
-from numpy.typing import NDArray
 
 from client.data import Examples
+from client.evaluation import Judged
 from common.identity import SiteId
 from common.privacy.accounting import accountant_version
 from common.privacy.plan import PrivacyPlan
@@ -55,7 +55,7 @@ def summarise(
     conditions: Conditions,
 ) -> m.Metrics:
     """Return the metrics of a finished run."""
-    study = federation.authored.study
+    study, score = federation.authored.study, prepared.task.spec.score
     own = own_tests(prepared, federation)
     pooled = Quality.pooled(own.values())
     return m.Metrics(
@@ -65,6 +65,7 @@ def summarise(
         rounds=study.training.rounds,
         warnings=(
             *m.standing_warnings(private=conditions.private, synthetic=scenario.synthetic, tuned=tuning is not None),
+            *([] if score == "accuracy" else [f"Accuracy here is the task's score: {score}."]),
             *conditions.concerns,
             *filter(None, (federation.coordinator.outcome.not_evaluated,)),
         ),
@@ -93,10 +94,10 @@ def summarise(
 
 
 def own_tests(prepared: Prepared, federation: Federation) -> dict[SiteId, Quality]:
-    """Return each site's exact quality, from the predictions in its own record."""
+    """Return each site's exact quality, from what its own record says."""
     return {
-        site: Quality.of(prepared.testing[site].targets, predicted, prepared.task.classes)
-        for site, predicted in federation.predictions.items()
+        site: Quality.of(judged, prepared.testing[site], prepared.task.classes)
+        for site, judged in federation.judged.items()
     }
 
 
@@ -131,7 +132,7 @@ def _site(
         train_examples=len(data.train),
         test_examples=len(data.test),
         units=prepared.units[site],
-        subgroups=_subgroups(data.test, prepared.testing[site].targets, federation.predictions[site]),
+        subgroups=_subgroups(data.test, federation.judged[site]),
     )
 
 
@@ -139,10 +140,8 @@ def _own_accuracy(compared: Mapping[str, Compared], arm: str, site: SiteId) -> f
     return compared[arm].own[site].accuracy if arm in compared else None
 
 
-def _subgroups(
-    examples: Examples, targets: NDArray[np.int64], predicted: NDArray[np.int64]
-) -> dict[str, dict[str, m.Group]]:
-    right = targets == predicted
+def _subgroups(examples: Examples, judged: Judged) -> dict[str, dict[str, m.Group]]:
+    right = judged.scores
     groups: dict[str, dict[str, m.Group]] = {}
     for column, values in examples.subgroups.items():
         column_values = np.asarray(values)
@@ -167,7 +166,7 @@ def _baselines(compared: Mapping[str, Compared], majority: Quality | None) -> m.
         majority=score(majority) if majority is not None else None,
         local_only=m.LocalOnly(
             accuracy=float(np.mean([quality.accuracy for quality in local.pooled.values()])),
-            macro_f1=float(np.mean([quality.macro_f1 for quality in local.pooled.values()])),
+            macro_f1=_mean(quality.macro_f1 for quality in local.pooled.values()),
             own_test_accuracy=float(np.mean([quality.accuracy for quality in local.own.values()])),
         )
         if local
@@ -175,6 +174,11 @@ def _baselines(compared: Mapping[str, Compared], majority: Quality | None) -> m.
         federated_nonprivate=pooled(Baseline.FEDERATED_NONPRIVATE),
         centralised_nonprivate=pooled(Baseline.CENTRALISED_NONPRIVATE),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return float(np.mean(found)) if found else None
 
 
 def _privacy(study: Study, private: bool) -> m.PrivacyMetrics:

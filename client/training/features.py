@@ -20,13 +20,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from client.training.bucketing import buckets
 from client.training.precision import Precision, computing_in
-from client.training.prefix import FrozenPrefix
+from client.training.prefix import FrozenPrefix, lengths_of
 from client.training.store import FeatureStore, MemoryRows, PickedRows, Rows
 from common import errors
 from common.adapters import AdaptedModel
 from common.errors import ConsiliumError
 from common.privacy.sensitive import PrivateCount
-from common.tasks import Encoded, Task
+from common.tasks import Encoded, Targets, Task
 
 _INVENTED_LENGTHS = (3, 12, 7)
 _CACHE_TOLERANCE = 0.02
@@ -36,15 +36,17 @@ _CACHE_TOLERANCE = 0.02
 class Batch:
     """Records padded to the longest of them.
 
-    inputs   (n, t, h) float32 hidden states where the prefix is cached, (n, h) pooled ones where the head alone trains,
-             else (n, t) int64 token ids
-    mask     (n, t) int64, 1 where there is a token; (n, 1) for pooled ones
-    targets  (n,) int64
+    inputs   float32 hidden states where the prefix is cached, (n, t, h) of tokens; (n, h) pooled ones where the head
+             alone trains; else what the backbone reads, (n, t) int64 of tokens
+    mask     (n, t) int64, 1 where there is a token; (n, 1) for pooled ones and where there are no tokens
+    targets  (n, ...) as the task's loss takes them
+    numbers  (n, k) float32 that enter the head beside the features, for a task that has them
     """
 
     inputs: Tensor
     mask: Tensor
     targets: Tensor
+    numbers: Tensor | None = None
 
 
 class Features:
@@ -52,6 +54,7 @@ class Features:
 
     model      whose prefix is cached; any model over the same backbone with the same prefix may be given later
     encoded    the records
+    objective  the task that encoded them, where it is not the study's own: what the first rounds learn without labels
     cache      False computes every layer in every step, in float32; so does a model without a frozen prefix
     precision  of :meth:`losses`, that is of training; predictions and the prefix are always in full precision
     alone      compute each record's prefix by itself: not even its last bit then depends on which others there are
@@ -66,6 +69,7 @@ class Features:
         model: AdaptedModel,
         encoded: Encoded,
         *,
+        objective: Task | None = None,
         cache: bool = True,
         precision: Precision = Precision.FULL,
         alone: bool = False,
@@ -73,26 +77,27 @@ class Features:
         store: FeatureStore | None = None,
     ) -> None:
         self._precision, self._alone = precision, alone
-        self._task: Task = model.task
-        self._tokens = encoded.tokens
+        self._task = model.task if objective is None else objective
+        self._objective = objective
+        self._inputs, self._numbers = encoded.inputs, encoded.numbers
         self._prefix_layers = model.prefix_layers
-        self._is_pooled = cache and model.prefix_layers == model.backbone.layers
-        self.targets: NDArray[np.int64] = encoded.targets
-        """(n,) int64."""
+        self.targets: Targets = encoded.targets
+        """(n, ...) as the task's loss takes them."""
         self.units: NDArray[np.int64] = encoded.units
         """(n,) int64, the unit that owns each record, dense from 0."""
-        self.lengths = np.array([len(row) for row in encoded.tokens], dtype=np.int64)
-        """(n,) int64, tokens of each record."""
+        self.lengths = lengths_of(self._task, encoded.inputs)
+        """(n,) int64, tokens of each record; 1 where records have none."""
         self._hidden: Rows | None = None
         self._sizes = np.zeros(len(self), dtype=np.int64)
+        prefix = FrozenPrefix(model, self._task, alone=alone, exact=exact)
+        self._is_pooled = cache and prefix.is_pooled
         if cache and model.prefix_layers > 0:
-            prefix = FrozenPrefix(model, alone=alone, exact=exact)
             self._check_cache(prefix)
             if store is None:
-                self._hidden = MemoryRows(prefix.gathered(self._tokens))
+                self._hidden = MemoryRows(prefix.gathered(self._inputs))
             else:
-                self._hidden = store.rows(prefix, self._tokens)
-            self._sizes = prefix.sizes(self._tokens) * self._hidden.is_kept
+                self._hidden = store.rows(prefix, self._inputs)
+            self._sizes = prefix.sizes(self._inputs) * self._hidden.is_kept
 
     @classmethod
     def joined(cls, parts: tuple[Features, ...]) -> Features:
@@ -104,10 +109,12 @@ class Features:
             raise ConsiliumError(errors.DATA_EMPTY, "features to join must exist and share their prefix")
         whole = cls.__new__(cls)
         first = parts[0]
-        whole._task, whole._prefix_layers = first._task, first._prefix_layers
+        whole._task, whole._objective, whole._prefix_layers = first._task, first._objective, first._prefix_layers
         whole._is_pooled, whole._precision = first._is_pooled, first._precision
         whole._alone = all(part._alone for part in parts)
-        whole._tokens = tuple(row for part in parts for row in part._tokens)
+        whole._inputs = tuple(row for part in parts for row in part._inputs)
+        numbers = [part._numbers for part in parts if part._numbers is not None]
+        whole._numbers = np.concatenate(numbers) if numbers else None
         whole.targets = np.concatenate([part.targets for part in parts])
         whole.lengths = np.concatenate([part.lengths for part in parts])
         offsets = np.cumsum([0] + [part.unit_count.on_site() for part in parts])
@@ -124,16 +131,17 @@ class Features:
         units  (len(rows),) int64, the unit that owns each of them there, dense from 0
         """
         part = Features.__new__(Features)
-        part._task, part._prefix_layers = self._task, self._prefix_layers
+        part._task, part._objective, part._prefix_layers = self._task, self._objective, self._prefix_layers
         part._is_pooled, part._precision, part._alone = self._is_pooled, self._precision, self._alone
-        part._tokens = tuple(self._tokens[row] for row in rows)
+        part._inputs = tuple(self._inputs[row] for row in rows)
+        part._numbers = None if self._numbers is None else self._numbers[rows]
         part.targets, part.lengths, part.units = self.targets[rows], self.lengths[rows], units
         part._hidden = None if self._hidden is None else PickedRows([(self._hidden, int(row)) for row in rows])
         part._sizes = self._sizes[rows]
         return part
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._inputs)
 
     @property
     def unit_count(self) -> PrivateCount:
@@ -166,9 +174,13 @@ class Features:
     def batch(self, rows: NDArray[np.int64], device: torch.device | None = None) -> Batch:
         """Return rows padded to the longest of them, on the model's device."""
         if self._hidden is None:
-            inputs, mask = self._task.pad([self._tokens[row] for row in rows])
+            inputs, mask = self._task.pad([self._inputs[row] for row in rows])
         elif self._is_pooled:
             inputs = torch.stack(self._hidden.read(rows))
+            mask = torch.ones(len(rows), 1, dtype=torch.int64)
+        elif not self._task.has_lengths:
+            kept = self._hidden.read(rows)
+            inputs = torch.stack(kept).float() if kept else torch.zeros(0)
             mask = torch.ones(len(rows), 1, dtype=torch.int64)
         else:
             inputs = pad_sequence(self._hidden.read(rows), batch_first=True).float()
@@ -177,42 +189,52 @@ class Features:
                 inputs = inputs.new_zeros(len(rows), 1, inputs.shape[2])
             mask = (torch.arange(inputs.shape[1])[None, :] < torch.from_numpy(self.lengths[rows])[:, None]).long()
         targets = torch.from_numpy(self.targets[rows])
-        return Batch(inputs.to(device), mask.to(device), targets.to(device))
+        if not self._task.pools:
+            targets = targets[:, : mask.shape[1]]
+        numbers = None if self._numbers is None else torch.from_numpy(self._numbers[rows]).to(device)
+        return Batch(inputs.to(device), mask.to(device), targets.to(device), numbers)
 
-    def logits(self, model: AdaptedModel, batch: Batch) -> Tensor:
-        """Return (n, classes) float32 of the whole model; raises CSL-330 for a model with another prefix."""
-        if self._hidden is None:
-            return _tensor(model(batch.inputs, batch.mask))
+    def outputs(self, model: AdaptedModel, batch: Batch) -> Tensor:
+        """Return the task's outputs, examples in dimension 0; raises CSL-330 for a model with another prefix."""
         if model.prefix_layers != self._prefix_layers:
             raise ConsiliumError(errors.PREFLIGHT_REFUSED, "the cached prefix belongs to another model")
-        return _tensor(model.head(batch.inputs)) if self._is_pooled else model.suffix(batch.inputs, batch.mask)
+        if self._hidden is not None and self._is_pooled:
+            return model.head_outputs(batch.inputs, batch.numbers)
+        hidden = batch.inputs if self._hidden is not None else model.prefix(batch.inputs, batch.mask)
+        return model.suffix(hidden, batch.mask, batch.numbers, objective=self._objective)
 
     def losses(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Return (n,) float32, each record's own loss."""
         with computing_in(self._precision, batch.inputs.device):
-            logits = self.logits(model, batch)
-        return self._task.loss(logits.float(), batch.targets)
+            outputs = self.outputs(model, batch)
+        return self._task.loss(outputs.float(), batch.targets)
+
+    def judged(self, model: AdaptedModel, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return each record's score in [0, 1], (n,), and its predicted label, (n,) int64, where the task has any."""
+        outputs = self.outputs(model, batch)
+        return self._task.scores(outputs, batch.targets), self._task.predictions(outputs)
 
     def _check_cache(self, prefix: FrozenPrefix) -> None:
-        """Compare cached with direct logits, under random weights so that an empty head hides nothing.
+        """Compare cached with direct outputs, under random weights so that an empty head hides nothing.
 
         On invented records, never on the site's own: a refusal must tell nothing of them, and none of them may keep
         the site out (RULES 13, 14).
         """
-        model, invented = prefix.model, copy.copy(self)
-        invented._tokens = _invented(len(model.backbone.tokenizer))
-        invented.lengths = np.array([len(row) for row in invented._tokens], dtype=np.int64)
-        invented.targets = np.zeros(len(invented), dtype=np.int64)
-        invented._hidden = MemoryRows(prefix.gathered(invented._tokens, alone=False))
+        model, invented, made = prefix.model, copy.copy(self), self._task.invented(_INVENTED_LENGTHS)
+        invented._inputs, invented._numbers, invented.targets = made.inputs, made.numbers, made.targets
+        invented.lengths = lengths_of(self._task, made.inputs)
+        invented._hidden = MemoryRows(prefix.gathered(made.inputs, alone=False))
         start = model.read_vector()
         jitter = np.random.default_rng(0).normal(0.0, 0.05, len(start)).astype(np.float32)
         try:
             model.write_vector(start + jitter)
             device = device_of(model)
             with torch.no_grad():
-                cached = invented.logits(model, invented.batch(np.arange(len(invented)), device))
-                alone = [self._task.pad([row]) for row in invented._tokens]
-                direct = torch.cat([model(ids.to(device), mask.to(device)) for ids, mask in alone])
+                cached = invented.outputs(model, invented.batch(np.arange(len(invented)), device))
+                invented._hidden = None
+                alone = [invented.batch(np.array([row]), device) for row in range(len(invented))]
+                direct = torch.cat([_first_place(invented.outputs(model, one), self._task) for one in alone])
+                cached = _first_place(cached, self._task)
         finally:
             model.write_vector(start)
         # A backbone with a broken token is no fault of the cache; records that hold it count as zero in a step.
@@ -233,18 +255,12 @@ def count_units(units: NDArray[np.int64]) -> PrivateCount:
     return PrivateCount(int(units.max()) + 1 if len(units) else 0)
 
 
-def _invented(vocabulary: int) -> tuple[NDArray[np.int32], ...]:
-    """Return records of a few lengths whose tokens are spread over the vocabulary."""
-    spread = np.linspace(0, vocabulary - 1, sum(_INVENTED_LENGTHS)).astype(np.int32)
-    return tuple(np.split(spread, np.cumsum(_INVENTED_LENGTHS)[:-1]))
-
-
 def device_of(model: torch.nn.Module) -> torch.device:
     """Return the device of a model's first parameter; the CPU for a model without one."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def _tensor(value: object) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"a model returned {type(value).__name__}, not a tensor")
-    return value
+def _first_place(outputs: Tensor, task: Task) -> Tensor:
+    """Return one row of outputs an example: of its first token where each has its own."""
+    rows = outputs if task.pools else outputs[:, 0]
+    return rows.reshape(len(rows), -1)

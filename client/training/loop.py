@@ -43,7 +43,7 @@ def train_privately(
     """
     if training.steps_per_round != plan.steps_per_charge:
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "the plan charges other steps than the training takes")
-    with PerExampleGradients(model, model.trainable()) as gradients:
+    with model.in_round(round_index), PerExampleGradients(model, model.trainable()) as gradients:
         return take_steps(
             model,
             training,
@@ -62,6 +62,8 @@ def take_steps(
     round_index: int,
 ) -> Vector:
     """Take a round's optimizer steps from ``start`` along ``gradient()`` and return end minus start.
+
+    Called within :meth:`AdaptedModel.in_round`: what rests in the round has no gradient, and its update is zero.
 
     The optimizer is made anew in each round from the model's own parameters, after the adapter is in place: one made
     earlier would hold parameters that the model no longer uses [opacus issue 820]. Its state never outlives the round.

@@ -93,7 +93,7 @@ def clipped_sum(
     rows   records that take part
     units  (records,) int64, the unit that owns each record of ``features``
     """
-    total = torch.zeros(model.dimension, dtype=torch.float64, device=device_of(model))
+    total = torch.zeros(model.active_dimension, dtype=torch.float64, device=device_of(model))
     for found, owners in _whole_units(model, features, rows, units, gradients, micro_batch):
         total += clip_by_unit(found, owners, clip_norm)
     summed: NDArray[np.float64] = total.cpu().numpy()
@@ -118,7 +118,7 @@ def rounded_sum(
     """
     if not features.is_each_alone:
         raise ConsiliumError(errors.PRIVACY_PARAMETER, "discrete noise needs records that are computed one by one")
-    total = torch.zeros(model.dimension, dtype=torch.int64, device=device_of(model))
+    total = torch.zeros(model.active_dimension, dtype=torch.int64, device=device_of(model))
     for found, owners in _whole_units(model, features, rows, units, gradients, 1):
         total += round_by_unit(side_by_side(found), owners, grid)
     summed: NDArray[np.int64] = total.cpu().numpy()
@@ -224,7 +224,7 @@ def _whole_units(
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     """Yield gradients, (n, *shape) of each parameter, and the unit that owns each row, (n,); never part of a unit."""
     device = device_of(model)
-    for group in _groups(rows, units, model.dimension):
+    for group in _groups(rows, units, model.active_dimension):
         parts = list(features.micro_batches(group, micro_batch))
         if len(np.unique(units[group])) == len(group):
             for part in parts:

@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.training.folder import SealedFolder
-from client.training.prefix import FrozenPrefix, Tokens
+from client.training.prefix import FrozenPrefix
 from client.training.sealed import SealedFile, SealedWriter
 from common import errors
 from common.errors import ConsiliumError
+from common.tasks import Inputs
 
 _log = logging.getLogger("consilium.features")
 _ON_DISK = {torch.float16: "<f2", torch.float32: "<f4"}
 
 
 class Rows(ABC):
-    """What steps read of records: hidden states, (tokens, width), or one pooled row each, (width,)."""
+    """What steps read of records: hidden states, of tokens (tokens, width), or one pooled row each, (width,)."""
 
     is_kept: bool
     """Whether they were computed once, not whenever they are read."""
@@ -52,26 +53,26 @@ class FeatureStore:
     def __init__(self, *, memory_bytes: int, folder: SealedFolder | None = None) -> None:
         self._memory_left, self._folder = memory_bytes, folder
 
-    def rows(self, prefix: FrozenPrefix, tokens: Tokens) -> Rows:
+    def rows(self, prefix: FrozenPrefix, inputs: Inputs) -> Rows:
         """Compute what steps read of each record, find it on disk, or leave it to the steps."""
-        sizes = prefix.sizes(tokens)
+        sizes = prefix.sizes(inputs)
         if (size := int(sizes.sum())) <= self._memory_left:
             self._memory_left -= size
-            return MemoryRows(prefix.gathered(tokens))
+            return MemoryRows(prefix.gathered(inputs))
 
         def fill(writer: SealedWriter) -> None:
-            for row, kept in prefix.compute(tokens):
+            for row, kept in prefix.compute(inputs):
                 writer.write(row, kept.numpy().astype(_ON_DISK[kept.dtype]).tobytes())
 
         try:
             if self._folder is None:
                 raise ConsiliumError(errors.FEATURES_NOT_KEPT, "memory does not hold them, and no folder is given")
-            return _StoredRows(prefix, tokens, self._folder.obtain(prefix.fingerprint(tokens), sizes, fill))
+            return _StoredRows(prefix, inputs, self._folder.obtain(prefix.fingerprint(inputs), sizes, fill))
         except ConsiliumError as fault:
             if fault.fault is not errors.FEATURES_NOT_KEPT:
                 raise
             _log.warning("%s", fault)
-            return _ComputedRows(prefix, tokens)
+            return _ComputedRows(prefix, inputs)
 
 
 class MemoryRows(Rows):
@@ -120,15 +121,15 @@ class _ComputedRows(Rows):
 
     is_kept = False
 
-    def __init__(self, prefix: FrozenPrefix, tokens: Tokens) -> None:
-        self._prefix, self._tokens = prefix, tokens
+    def __init__(self, prefix: FrozenPrefix, inputs: Inputs) -> None:
+        self._prefix, self._inputs = prefix, inputs
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._inputs)
 
     def read(self, rows: NDArray[np.int64]) -> list[Tensor]:
         """See :meth:`Rows.read`."""
-        return list(self._prefix.gathered([self._tokens[row] for row in rows]))
+        return list(self._prefix.gathered([self._inputs[row] for row in rows]))
 
 
 class _StoredRows(_ComputedRows):
@@ -136,8 +137,8 @@ class _StoredRows(_ComputedRows):
 
     is_kept = True
 
-    def __init__(self, prefix: FrozenPrefix, tokens: Tokens, file: SealedFile) -> None:
-        super().__init__(prefix, tokens)
+    def __init__(self, prefix: FrozenPrefix, inputs: Inputs, file: SealedFile) -> None:
+        super().__init__(prefix, inputs)
         self._file, self._was_damaged = file, False
 
     def read(self, rows: NDArray[np.int64]) -> list[Tensor]:
@@ -145,7 +146,7 @@ class _StoredRows(_ComputedRows):
         return [self._read(int(row)) for row in rows]
 
     def _read(self, row: int) -> Tensor:
-        dtype, shape = self._prefix.dtype, self._prefix.shape(len(self._tokens[row]))
+        dtype, shape = self._prefix.dtype, self._prefix.shape(len(self._inputs[row]))
         try:
             plain = self._file.read(row)
         except ConsiliumError as fault:

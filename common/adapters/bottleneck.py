@@ -11,15 +11,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from common import errors
-from common.adapters.anatomy import anatomy_of
-from common.errors import ConsiliumError
+from common.anatomy import anatomy_of, tensor_of
 from common.stream import public_gaussian
 from common.transfer import AdapterSpec
 
 
 class Adapted(nn.Module):
-    """A frozen layer with a bottleneck behind it: h + up(gelu(down(h))), h being what the layer puts out."""
+    """A frozen layer with a bottleneck behind it: h + up(gelu(down(h))), h being what the layer puts out.
+
+    What a convolution puts out has its channels in dimension 1, and is changed at each place of the image alike.
+    """
 
     def __init__(self, layer: nn.Module, width: int, rank: int) -> None:
         super().__init__()
@@ -27,12 +28,12 @@ class Adapted(nn.Module):
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Return (n, t, width) from (n, t, width) hidden states and the layer's own kind of mask."""
-        output = self.layer(hidden, mask)
-        found: Tensor = output[0] if isinstance(output, tuple) else output
-        change: Tensor = self.up(nn.functional.gelu(self.down(found)))
-        return found + change
+    def forward(self, hidden: Tensor, *given: object, **named: object) -> Tensor:
+        """Return (n, t, width) or (n, width, h, w) from what the layer takes."""
+        found = tensor_of(self.layer(hidden, *given, **named))
+        last = found.movedim(1, -1) if found.dim() == 4 else found
+        change: Tensor = self.up(nn.functional.gelu(self.down(last)))
+        return found + (change.movedim(-1, 1) if found.dim() == 4 else change)
 
 
 def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> nn.Module:
@@ -41,14 +42,13 @@ def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> n
     layers  which layers are adapted
     stream  64 hex digits of public randomness: the way down starts the same on every site
 
-    Raises CSL-310 when the backbone does not tell its width.
+    Raises CSL-304 when the backbone does not tell its width.
     """
-    width = getattr(model.config, "hidden_size", None)
-    if not isinstance(width, int):
-        raise ConsiliumError(errors.ADAPTER_INVALID, "the backbone does not tell its width")
     device = next(model.parameters()).device
-    stack = anatomy_of(model).layers(model)
+    anatomy = anatomy_of(model)
+    stack = anatomy.layers(model)
     for index in layers:
+        width = anatomy.layer_width(model, index)
         adapted = Adapted(stack[index], width, spec.rank)
         values = public_gaussian(stream, f"bottleneck/{index}", width * spec.rank) / math.sqrt(width)
         with torch.no_grad():

@@ -12,9 +12,11 @@ from peft import IA3Config, PeftModel
 from peft.tuners.ia3 import IA3Layer
 from torch import nn
 
-from common.adapters.anatomy import linear_targets
+from common import errors
 from common.adapters.scaling import ScaledLinear
 from common.adapters.wrapping import in_peft
+from common.anatomy import projections
+from common.errors import ConsiliumError
 from common.transfer import AdapterSpec
 
 
@@ -26,7 +28,11 @@ def attach(model: nn.Module, spec: AdapterSpec, layers: range, stream: str) -> P
     Raises CSL-310 when no linear layer of these bears a target's name.
     """
     del stream
-    targets = linear_targets(model, spec.targets, layers)
+    targets = {
+        name: layer for name, layer in projections(model, spec.targets, layers).items() if isinstance(layer, nn.Linear)
+    }
+    if not targets:
+        raise ConsiliumError(errors.ADAPTER_INVALID, "the targets are no linear layers, which IA3 scales")
     down = [name for name, layer in targets.items() if layer.in_features > layer.out_features]
     adapted = in_peft(model, IA3Config(target_modules=list(targets), feedforward_modules=down))
     for name, module in [*adapted.named_modules()]:

@@ -9,8 +9,8 @@ from peft import LNTuningConfig, PeftModel
 from torch import nn
 
 from common import errors
-from common.adapters.anatomy import modules_within
 from common.adapters.wrapping import in_peft
+from common.anatomy import modules_within
 from common.errors import ConsiliumError
 from common.transfer import AdapterSpec
 

@@ -74,7 +74,7 @@ def load_release(folder: Path, backbone: Backbone) -> AdaptedModel:
         released = ReleasedTask.model_validate_json((folder / TASK_FILE).read_bytes())
         if released.backbone_files != backbone.manifest.files:
             raise ConsiliumError(errors.RELEASE_INVALID, "it was made for another backbone")
-        task = task_for(released.task, backbone.tokenizer)
+        task = task_for(released.task, backbone)
         model = attach(backbone, released.adapter, task, _ANY_STREAM)
         if model.peft_model is None:
             _read_own(model, folder)

@@ -21,6 +21,7 @@ from common import errors
 from common.adapters import Vector
 from common.errors import ConsiliumError
 from common.study import Unit
+from common.task_specs import TextClassification
 from simulations.preparation import Prepared
 
 WORDS = 4
@@ -63,9 +64,14 @@ def plant(
     most_records  the study's cap; a record-level study's canaries have one record each
     seed          of the choice of words, which is no secret
     alone         compute each record's prefix by itself, as discrete noise needs it
+
+    Raises CSL-511 for another task than text classification.
     """
-    texts = invented_texts(prepared.backbone.tokenizer, count, seed)
-    labels = [prepared.task.spec.labels[0]] * count
+    spec, tokenizer = prepared.task.spec, prepared.backbone.tokenizer
+    if not isinstance(spec, TextClassification) or tokenizer is None:
+        raise ConsiliumError(errors.SCENARIO_INVALID, f"audit: canaries are texts with a label, not {spec.kind}")
+    texts = invented_texts(tokenizer, count, seed)
+    labels = [spec.labels[0]] * count
     encoded = prepared.task.encode(texts, labels, np.arange(count, dtype=np.int64))
     blank = Features(prepared.model, encoded)
     unlikely = replace(encoded, targets=_least_likely(prepared, blank, prepared.start))
@@ -94,5 +100,5 @@ def _least_likely(prepared: Prepared, features: Features, vector: Vector) -> NDA
     least = np.zeros(len(features), dtype=np.int64)
     for rows in features.micro_batches(np.arange(len(features)), 64):
         batch = features.batch(rows, device_of(prepared.model))
-        least[rows] = features.logits(prepared.model, batch).argmin(dim=-1).cpu().numpy()
+        least[rows] = features.outputs(prepared.model, batch).argmin(dim=-1).cpu().numpy()
     return least

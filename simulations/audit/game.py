@@ -12,7 +12,7 @@ from client.training.features import Features, device_of
 from client.training.gradients import PerExampleGradients
 from client.training.noise import NoiseSource
 from client.training.step import privacy_units
-from client.workload import TextWorkload
+from client.workload import ModelWorkload
 from common import errors
 from common.adapters import AdaptedModel, Vector
 from common.errors import ConsiliumError
@@ -58,7 +58,7 @@ def play(
     plan = PrivacyPlan.for_site(study, site)
     check_size(real, canaries, model.dimension)
     others = {
-        other: TextWorkload(
+        other: ModelWorkload(
             study,
             other,
             model,

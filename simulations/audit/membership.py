@@ -57,7 +57,7 @@ def losses(model: AdaptedModel, features: Features, vector: Vector) -> NDArray[n
     found = np.zeros(len(features))
     for rows in features.micro_batches(np.arange(len(features)), 64):
         batch = features.batch(rows, device_of(model))
-        found[rows] = model.task.loss(features.logits(model, batch), batch.targets).double().cpu().numpy()
+        found[rows] = model.task.loss(features.outputs(model, batch), batch.targets).double().cpu().numpy()
     return found
 
 

@@ -18,7 +18,7 @@ from client.training.loop import take_steps
 from client.training.noise import NoiseSource
 from client.training.sampler import poisson_sample
 from client.training.step import clipped_sum, privacy_units, sampled
-from client.workload import TextWorkload
+from client.workload import ModelWorkload
 from common import errors
 from common.adapters import AdaptedModel, Vector
 from common.errors import ConsiliumError
@@ -79,7 +79,7 @@ def trainer_for(
     source = noise
 
     def train(features: Features, start: Vector, round_index: int) -> Vector:
-        workload = TextWorkload(study, site, model, training=features, testing=testing, noise=source)
+        workload = ModelWorkload(study, site, model, training=features, testing=testing, noise=source)
         return workload.train(start, round_index)
 
     return train

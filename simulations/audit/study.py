@@ -76,7 +76,7 @@ def audit_scenario(
     privacy = privacy_of(scenario)
     prepared = prepare(scenario, data_dir, resolve_device(device), progress, Stopwatch())
     audited = _choose(prepared, site)
-    progress.note(check(prepared.model, prepared.task).summary())
+    progress.note(check(prepared.model).summary())
     consortium = Consortium.draw(tuple(prepared.units), entropy)
     study = agree(scenario, prepared, privacy, consortium).study
     plan = PrivacyPlan.for_site(study, audited)

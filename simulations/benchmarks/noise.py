@@ -40,7 +40,7 @@ _REPEATS = 7
 def model_of_demo() -> AdaptedModel:
     """Return MiniLM with the adapter that is measured."""
     loaded = backbones.load(backbones.locate_package(KNOWN_PACKAGE), backbones.MINILM)
-    task = task_for(TextClassification(labels=("a", "b", "c", "d"), max_tokens=128), loaded.tokenizer)
+    task = task_for(TextClassification(labels=("a", "b", "c", "d"), max_tokens=128), loaded)
     return attach(loaded, AdapterSpec(rank=4, alpha=8.0), task, "5a" * 32)
 
 

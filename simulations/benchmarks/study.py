@@ -89,7 +89,7 @@ def attached(scenario: Scenario) -> AdaptedModel:
     """Return a scenario's backbone with its adapter."""
     folder, manifest = locate_backbone(scenario.backbone)
     backbone = backbones.load(folder, manifest, device="cpu")
-    return attach(backbone, scenario.adapter, task_for(scenario.task, backbone.tokenizer), _STREAM)
+    return attach(backbone, scenario.adapter, task_for(scenario.task, backbone), _STREAM)
 
 
 class Study:
@@ -135,7 +135,7 @@ class Study:
     def accuracy(self) -> float:
         """Return the exact accuracy on all test records."""
         tested = (Features(self._model, encoded) for encoded in self._testing.values())
-        return judge_all(self._model, self.vector, tested, self._model.task.classes).accuracy
+        return judge_all(self._model, self.vector, tested).accuracy
 
 
 def four_ways(bench: Bench) -> list[Row]:

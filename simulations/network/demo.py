@@ -120,18 +120,21 @@ def chosen_scenario(rounds: int) -> Scenario:
 
 def study_of(scenario: Scenario, hospitals: Sequence[SiteData], keys: Consortium) -> Study:
     """Return the deployment study of a scenario among hospitals whose keys are known."""
-    from common.adapters import attach
+    from common.adapters import attach, ranks, shapes_of
     from common.tasks import task_for
 
     folder, manifest = locate_backbone(scenario.backbone)
     loaded = backbones.load(folder, manifest)
     stream = hashlib.sha256(secrets.token_bytes(32)).hexdigest()
-    model = attach(loaded, scenario.adapter, task_for(scenario.task, loaded.tokenizer), stream)
+    task = task_for(scenario.task, loaded, stream)
+    model = attach(loaded, scenario.adapter, task, stream, pretraining=scenario.pretraining)
+    units = {hospital.site: len(set(hospital.train.units.tolist())) for hospital in hospitals}
     return draft(
         scenario,
         manifest=manifest,
-        units={hospital.site: len(set(hospital.train.units.tolist())) for hospital in hospitals},
+        units=units,
         dimension=model.dimension,
+        blocks=ranks.blocks(scenario.adapter, shapes_of(model), tuple(units)),
         privacy=privacy_of(scenario),
         consortium=keys,
         stream=stream,

@@ -29,7 +29,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture(scope="session")
 def task(backbone: Backbone) -> Task:
-    return task_for(TextClassification(labels=LABELS, max_tokens=24), backbone.tokenizer)
+    return task_for(TextClassification(labels=LABELS, max_tokens=24), backbone)
 
 
 @pytest.fixture

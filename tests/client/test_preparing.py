@@ -21,7 +21,7 @@ from client.site import Site
 from client.sources import Role
 from client.table import TextColumn
 from client.training.noise import SystemNoise
-from client.workload import TextWorkload
+from client.workload import ModelWorkload
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
@@ -87,7 +87,7 @@ columns = {{ text = "note", label = "label", unit = "patient" }}
     return SiteConfig.load(folder / "site.toml")
 
 
-def prepared(config: SiteConfig, made: Signed, backbone: Path | None = None) -> TextWorkload:
+def prepared(config: SiteConfig, made: Signed, backbone: Path | None = None) -> ModelWorkload:
     return prepare(config, made.agreement, made.sites[config.site_id], backbone=backbone)
 
 

@@ -31,7 +31,7 @@ from client.ledger.recovery import inspect
 from client.site import Site
 from client.training.features import Features
 from client.training.noise import SystemNoise
-from client.workload import TextWorkload
+from client.workload import ModelWorkload
 from common.adapters import AdaptedModel, attach
 from common.backbone import load
 from common.errors import ConsiliumError
@@ -163,7 +163,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> AdaptedModel:
     folder = tmp_path_factory.mktemp("encoder")
     backbone = load(folder, write_encoder(folder))
     study = federation(7, **CHANGES).signed.study
-    return attach(backbone, study.adapter, task_for(study.task, backbone.tokenizer), study.stream)
+    return attach(backbone, study.adapter, task_for(study.task, backbone), study.stream)
 
 
 def served(made: Federation, model: AdaptedModel, folder: Path) -> Callable[[Connection], None]:
@@ -174,7 +174,7 @@ def served(made: Federation, model: AdaptedModel, folder: Path) -> Callable[[Con
 
     def serve(pipe: Connection) -> None:
         features = Features(model, encoded, alone=True)
-        workload = TextWorkload(study, VICTIM, model, training=features, testing=features, noise=SystemNoise())
+        workload = ModelWorkload(study, VICTIM, model, training=features, testing=features, noise=SystemNoise())
         ledger = SqliteLedger(folder / "ledger.sqlite")
         journal = SqliteJournal(folder / "journal.sqlite", study.digest, VICTIM)
         site = Site(

@@ -106,7 +106,7 @@ def test_a_study_on_ray_is_the_inline_one_bit_for_bit(folder: Path) -> None:
     for site, log in inline.logs.items():
         sizes = [(entry.stage, entry.instance, entry.attempt, entry.part_bytes) for entry in log.egress]
         assert [(e.stage, e.instance, e.attempt, e.part_bytes) for e in over_ray.logs[site].egress] == sizes
-        assert np.array_equal(over_ray.predictions[site], inline.predictions[site])
+        assert np.array_equal(over_ray.judged[site].scores, inline.judged[site].scores)
     assert over_ray.seconds["training"] > 0
 
 

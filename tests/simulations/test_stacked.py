@@ -53,7 +53,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.fixture(scope="module")
 def task(backbone: Backbone) -> Task:
-    return task_for(TextClassification(labels=LABELS, max_tokens=24), backbone.tokenizer)
+    return task_for(TextClassification(labels=LABELS, max_tokens=24), backbone)
 
 
 def adapted(backbone: Backbone, task: Task, method: str, last_layers: int = 1) -> AdaptedModel:

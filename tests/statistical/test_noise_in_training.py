@@ -48,7 +48,7 @@ def updates(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float64]:
     """Updates of a site without records, which are noise alone, in units of the deviation that the plan charges for."""
     folder: Path = tmp_path_factory.mktemp("encoder")
     backbone = load(folder, write_encoder(folder))
-    task = task_for(TextClassification(labels=("no", "yes")), backbone.tokenizer)
+    task = task_for(TextClassification(labels=("no", "yes")), backbone)
     model: AdaptedModel = attach(backbone, AdapterSpec(rank=4, last_layers=1), task, "5a" * 32)
     nobody = Features(model, task.encode([], [], np.zeros(0, dtype=np.int64)))
     noise = SeededNoise(21, "updates")

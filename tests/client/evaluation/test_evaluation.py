@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.evaluation import cells, noised_cells, predict
+from client.evaluation import cells, judged, noised_cells
 from client.training.features import Features
 from common.adapters import AdaptedModel
 from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY
@@ -25,47 +25,49 @@ from tests.studies import fields
 
 Encode = Callable[..., Encoded]
 
-answers = st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=1, max_size=12)
+answers = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 4)), min_size=1, max_size=12)
 
 
 @given(answers)
 @settings(deadline=None)
-def test_one_unit_moves_the_cells_by_at_most_the_sensitivity(drawn: list[tuple[bool, int]]) -> None:
-    correct = np.array([right for right, _ in drawn])
+def test_one_unit_moves_the_cells_by_at_most_the_sensitivity(drawn: list[tuple[float, int]]) -> None:
+    scores = np.array([score for score, _ in drawn])
     units = np.array([unit for _, unit in drawn])
-    whole = cells(correct, units)
+    whole = cells(scores, units)
     for unit in np.unique(units):
-        moved = whole - cells(correct[units != unit], units[units != unit])
+        moved = whole - cells(scores[units != unit], units[units != unit])
         assert moved[0] == EVALUATION_SCALE
         assert 0 <= moved[1] <= EVALUATION_SCALE
         assert np.linalg.norm(moved) <= EVALUATION_SENSITIVITY
 
 
 def test_a_patient_with_many_records_weighs_one() -> None:
-    correct = np.array([True, True, False, True, False])
-    assert cells(correct, np.array([0, 0, 0, 0, 1])).tolist() == [2 * EVALUATION_SCALE, 3 * EVALUATION_SCALE // 4]
+    scores = np.array([1.0, 1.0, 0.0, 1.0, 0.0])
+    assert cells(scores, np.array([0, 0, 0, 0, 1])).tolist() == [2 * EVALUATION_SCALE, 3 * EVALUATION_SCALE // 4]
 
 
 def test_a_site_without_test_records_has_empty_cells() -> None:
-    assert cells(np.zeros(0, dtype=bool), np.zeros(0, dtype=np.int64)).tolist() == [0, 0]
+    assert cells(np.zeros(0), np.zeros(0, dtype=np.int64)).tolist() == [0, 0]
 
 
 def test_predictions_are_in_the_order_of_the_records(model: AdaptedModel, encode: Encode) -> None:
     features = Features(model, encode(9))
-    together = predict(model, features)
+    together = judged(model, features)
     with torch.no_grad():
-        alone = [int(features.logits(model, features.batch(np.array([row]))).argmax(dim=1).item()) for row in range(9)]
-    assert together.tolist() == alone
+        alone = [int(features.outputs(model, features.batch(np.array([row]))).argmax(dim=1).item()) for row in range(9)]
+    assert together.predicted is not None
+    assert together.predicted.tolist() == alone
+    assert together.scores.tolist() == [float(one == right) for one, right in zip(alone, features.targets, strict=True)]
     assert len(set(alone)) > 1
 
 
 def test_noise_of_the_plans_deviation_is_added_to_both_cells(model: AdaptedModel, encode: Encode) -> None:
     """Standard error of a variance over n draws: sqrt(2 / n); five of them is 6e-7."""
     features = Features(model, encode(6))
-    predicted = predict(model, features)
-    exact = cells(predicted == features.targets, np.arange(6))
+    scores = judged(model, features).scores
+    exact = cells(scores, np.arange(6))
     noise, draws = SeededNoise(1, "cells"), 3000
-    shocks = np.array([noised_cells(predicted, features, PLAN, noise) - exact for _ in range(draws)], dtype=float)
+    shocks = np.array([noised_cells(scores, features, PLAN, noise) - exact for _ in range(draws)], dtype=float)
     assert shocks.var(axis=0) == pytest.approx([PLAN.evaluation_deviation**2] * 2, rel=5 * math.sqrt(2 / draws))
     assert abs(np.corrcoef(shocks[:, 0], shocks[:, 1])[0, 1]) < 5 / math.sqrt(draws)
 
@@ -76,10 +78,10 @@ def test_the_plan_says_who_a_unit_is(model: AdaptedModel, encode: Encode) -> Non
             return np.zeros(size, dtype=np.int64)
 
     features = Features(model, encode(4, [0, 0, 0, 1]))
-    predicted = predict(model, features)
+    scores = judged(model, features).scores
     by_patient = dataclasses.replace(PLAN, unit=Unit.PATIENT)
-    assert noised_cells(predicted, features, PLAN, Silent(0, ""))[0] == 4 * EVALUATION_SCALE
-    assert noised_cells(predicted, features, by_patient, Silent(0, ""))[0] == 2 * EVALUATION_SCALE
+    assert noised_cells(scores, features, PLAN, Silent(0, ""))[0] == 4 * EVALUATION_SCALE
+    assert noised_cells(scores, features, by_patient, Silent(0, ""))[0] == 2 * EVALUATION_SCALE
 
 
 def test_without_noise_the_interval_is_wilsons() -> None:

@@ -44,7 +44,7 @@ def test_every_method_passes_as_a_study_uses_it(backbone: Backbone, task: Task, 
         backbone, AdapterSpec.model_validate({"method": method, "rank": 2, "last_layers": 2}), task, "5a" * 32
     )
     before = model.read_vector()
-    report = check(model, task)
+    report = check(model)
     assert report.parameters == model.names
     assert report.dimension == model.dimension
     assert f"{model.dimension:,} parameters" in report.summary()
@@ -58,7 +58,7 @@ def test_a_study_model_that_ignores_the_mask_is_refused(
     honest = task.features
     monkeypatch.setattr(task, "features", lambda hidden, mask: honest(hidden, torch.ones_like(mask)))
     with pytest.raises(ConsiliumError, match="padding"):
-        check(model, task)
+        check(model)
 
 
 def test_a_prefix_that_is_not_the_models_is_refused(
@@ -67,7 +67,7 @@ def test_a_prefix_that_is_not_the_models_is_refused(
     whole = model.prefix
     monkeypatch.setattr(model, "prefix", lambda ids, mask: whole(ids, mask) + 0.3)
     with pytest.raises(ConsiliumError, match="frozen prefix"):
-        check(model, task)
+        check(model)
 
 
 def plain() -> Case:
@@ -179,5 +179,5 @@ def test_preflight_reads_no_data_of_a_site(
 ) -> None:
     features = Features(model, encode(3))
     monkeypatch.setattr(Features, "batch", None)
-    assert check(model, task).dimension == model.dimension
+    assert check(model).dimension == model.dimension
     assert len(features) == 3

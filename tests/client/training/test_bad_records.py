@@ -51,10 +51,10 @@ def test_records_that_become_nan_count_as_zero_and_refuse_no_site(
     layers = {"rank": 2, "last_layers": 2} if method == "ffa-lora" else {}
     model = shaken(attach(backbone, AdapterSpec.model_validate({"method": method, **layers}), task, "5a" * 32))
     encoded = encode(12)
-    special = {int(row[0]) for row in encoded.tokens} | {int(row[-1]) for row in encoded.tokens}
-    shortest = int(np.argmin([len(row) for row in encoded.tokens]))
-    token = next(int(value) for value in encoded.tokens[shortest] if int(value) not in special)
-    bad = [row for row in range(12) if token in encoded.tokens[row]]
+    special = {int(row[0]) for row in encoded.inputs} | {int(row[-1]) for row in encoded.inputs}
+    shortest = int(np.argmin([len(row) for row in encoded.inputs]))
+    token = next(int(value) for value in encoded.inputs[shortest] if int(value) not in special)
+    bad = [row for row in range(12) if token in encoded.inputs[row]]
     good = [row for row in range(12) if row not in bad]
     assert bad
     assert good
@@ -74,7 +74,7 @@ def test_records_without_tokens_move_a_step_by_at_most_the_clip_norm(
 ) -> None:
     some = encode(5)
     empty = (np.zeros(0, dtype=np.int32),)
-    encoded = Encoded(some.tokens + empty, np.append(some.targets, 0), np.arange(6))
+    encoded = Encoded(some.inputs + empty, np.append(some.targets, 0), np.arange(6))
     features = Features(model, encoded, cache=cache)
     with_it, without = summed(model, features, list(range(6))), summed(model, features, list(range(5)))
     alone = summed(model, features, [5])
@@ -88,7 +88,7 @@ def test_a_record_for_which_the_cache_is_too_coarse_keeps_no_site_out(
 ) -> None:
     """The cache is judged on invented records: one of a site's own would decide whether the site takes part."""
     encoded = encode(12)
-    longest = max(encoded.tokens, key=len)
+    longest = max(encoded.inputs, key=len)
     odd = torch.from_numpy(longest.astype(np.int64))
     honest = model._prefix
 
@@ -103,6 +103,6 @@ def test_a_record_for_which_the_cache_is_too_coarse_keeps_no_site_out(
     features, whole = Features(model, encoded), Features(model, encoded, cache=False)
     rows = np.arange(len(encoded))
     with torch.no_grad():
-        cached, direct = (made.logits(model, made.batch(rows)) for made in (features, whole))
+        cached, direct = (made.outputs(model, made.batch(rows)) for made in (features, whole))
     assert float(((cached - direct).norm(dim=1) / direct.norm(dim=1)).max()) > 0.02
     assert np.isfinite(summed(model, features, rows.tolist())).all()

@@ -77,7 +77,7 @@ def without(encoded: Encoded, unit: int, owners: NDArray[np.int64]) -> tuple[Enc
     """Return the records of every other unit, and where they were."""
     kept = np.flatnonzero(owners != unit)
     units = np.unique(encoded.units[kept], return_inverse=True)[1].astype(np.int64)
-    return Encoded(tuple(encoded.tokens[row] for row in kept), encoded.targets[kept], units), kept
+    return Encoded(tuple(encoded.inputs[row] for row in kept), encoded.targets[kept], units), kept
 
 
 @pytest.mark.parametrize("clip_norm", [1e-3, 0.2, 50.0])
@@ -128,7 +128,7 @@ def test_an_empty_text_is_a_record_like_another(adapted: AdaptedModel, encode: E
     whole = encode(4)
     empty = task.encode([""], ["ward"], np.array([4]))
     both = Encoded(
-        (*whole.tokens, *empty.tokens),
+        (*whole.inputs, *empty.inputs),
         np.concatenate([whole.targets, empty.targets]),
         np.arange(5, dtype=np.int64),
     )

@@ -45,8 +45,8 @@ def test_a_head_alone_trains_on_one_row_a_record(backbone: Backbone, task: Task,
     assert cached.cache_bytes == 7 * 32 * 4
     rows = np.arange(7)
     with torch.no_grad():
-        near = cached.logits(model, cached.batch(rows))
-        assert torch.allclose(near, direct.logits(model, direct.batch(rows)), atol=1e-4)
+        near = cached.outputs(model, cached.batch(rows))
+        assert torch.allclose(near, direct.outputs(model, direct.batch(rows)), atol=1e-4)
     with PerExampleGradients(model, model.trainable()) as gradients:
         one = gradients.rows(cached.losses(model, cached.batch(rows)))
         two = gradients.rows(direct.losses(model, direct.batch(rows)))
@@ -81,7 +81,7 @@ def test_a_model_with_another_prefix_cannot_use_the_cache(
     features = Features(model, encode(4))
     other = attach(backbone, AdapterSpec(rank=2, last_layers=1), task, "5a" * 32)
     with pytest.raises(ConsiliumError, match="CSL-330"):
-        features.logits(other, features.batch(np.arange(2)))
+        features.outputs(other, features.batch(np.arange(2)))
 
 
 def test_joined_features_hold_every_record_and_keep_units_apart(model: AdaptedModel, encode: Encode) -> None:

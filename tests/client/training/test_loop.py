@@ -38,9 +38,11 @@ def test_every_trained_parameter_moves(
     model = attach(backbone, spec, task, "5a" * 32)
     start = model.read_vector()
     training = Training.model_validate(TRAINING.model_dump() | {"optimizer": optimizer})
-    update = train_privately(
-        model, Features(model, encode(6)), TWO_STEPS, training, SystemNoise(), start=start, round_index=0
-    )
+    features, update = Features(model, encode(6)), np.zeros(model.dimension, dtype=np.float32)
+    for round_index in model.phases():
+        update += train_privately(
+            model, features, TWO_STEPS, training, SystemNoise(), start=start + update, round_index=round_index
+        )
     assert update.dtype == np.float32
     assert np.isfinite(update).all()
     offset = 0

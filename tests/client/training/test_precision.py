@@ -52,7 +52,7 @@ def test_predictions_are_always_in_full_precision(model: AdaptedModel, encode: E
     reduced, full = Features(model, encoded, precision=Precision.REDUCED), Features(model, encoded)
     batch = full.batch(np.arange(5))
     with torch.no_grad():
-        assert torch.equal(reduced.logits(model, batch), full.logits(model, batch))
+        assert torch.equal(reduced.outputs(model, batch), full.outputs(model, batch))
 
 
 def test_the_fastest_precision_is_one_of_the_two() -> None:

@@ -38,7 +38,7 @@ def test_without_one_unit_the_others_are_encoded_as_before(
 ) -> None:
     whole, rest = encoded(task, drawn), encoded(task, [record for record in drawn if record[2] != gone])
     kept = np.flatnonzero(whole.units != gone)
-    assert [row.tolist() for row in rest.tokens] == [whole.tokens[row].tolist() for row in kept]
+    assert [row.tolist() for row in rest.inputs] == [whole.inputs[row].tolist() for row in kept]
     assert rest.targets.tolist() == whole.targets[kept].tolist()
     assert rest.units.tolist() == whole.units[kept].tolist()
 

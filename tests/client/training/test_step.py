@@ -141,7 +141,7 @@ def test_end_to_end_sensitivity_on_neighbouring_data_sets(model: AdaptedModel, e
     for removed in np.unique(owners):
         kept = np.flatnonzero(owners != removed)
         neighbour = Encoded(
-            tuple(whole.tokens[row] for row in kept),
+            tuple(whole.inputs[row] for row in kept),
             whole.targets[kept],
             np.unique(whole.units[kept], return_inverse=True)[1].astype(np.int64),
         )

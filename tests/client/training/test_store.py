@@ -65,7 +65,7 @@ def files(path: Path) -> list[Path]:
 def with_empties(encoded: Encoded) -> Encoded:
     """Put a record without any token before, among and behind the others."""
     nothing = (np.zeros(0, dtype=np.int32),)
-    tokens = nothing + encoded.tokens[:3] + nothing + encoded.tokens[3:] + nothing
+    tokens = nothing + encoded.inputs[:3] + nothing + encoded.inputs[3:] + nothing
     return Encoded(tokens, np.arange(len(tokens)) % 3, np.arange(len(tokens)))
 
 
@@ -89,7 +89,7 @@ class Spy:
 
     def of(self, encoded: Encoded) -> int:
         """Return how many of these records were computed."""
-        mine = {tuple(row.tolist()) for row in encoded.tokens}
+        mine = {tuple(row.tolist()) for row in encoded.inputs}
         return sum(tokens in mine for tokens in self.seen)
 
 
@@ -157,7 +157,7 @@ def test_one_record_more_that_exceeds_the_memory_adds_its_own_gradient_and_chang
     """To the last bit: were what is not kept computed otherwise, one record would change all others (RULES 11)."""
     whole = encode(9)
     rest, _ = without(whole, 4, np.arange(9))
-    most = int(FrozenPrefix(adapted).sizes(rest.tokens).sum())
+    most = int(FrozenPrefix(adapted, adapted.task).sizes(rest.inputs).sum())
 
     def summed(encoded: Encoded, chosen: list[int]) -> NDArray[np.int64]:
         store = on_disk(path, memory_bytes=most) if folder else FeatureStore(memory_bytes=most)
@@ -183,7 +183,7 @@ def test_a_second_start_finds_the_features_and_computes_no_record(
     features = Features(adapted, encoded, store=on_disk(path))
     noised(adapted, features)
     assert spy.of(encoded) == 0
-    assert len(spy.seen) == 3, "the invented records are judged at every start"
+    assert len(spy.seen) == 6, "the invented records are judged at every start, together and alone"
 
 
 def test_a_batch_opens_only_its_own_records(
@@ -253,7 +253,7 @@ def test_what_is_damaged_while_a_study_runs_is_computed_again_and_said_once(
 
 def test_what_fits_in_memory_is_never_written(model: AdaptedModel, encode: Encode, path: Path) -> None:
     one, two = encode(6), encode(6, seed=1)
-    most = int(FrozenPrefix(model).sizes(one.tokens).sum())
+    most = int(FrozenPrefix(model, model.task).sizes(one.inputs).sum())
     store = on_disk(path, memory_bytes=most)
     Features(model, one, store=store)
     assert files(path) == []
@@ -283,9 +283,9 @@ def test_no_hidden_state_and_no_token_is_on_disk_in_clear_at_any_time(
     adapted: AdaptedModel, encode: Encode, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = encode(14)
-    prefix = FrozenPrefix(adapted)
-    secrets = [row.numpy().tobytes()[:8] for row in prefix.gathered(encoded.tokens)]
-    secrets += [row.astype(kind).tobytes() for row in encoded.tokens for kind in ("<i4", "<i8") if len(row) > 3]
+    prefix = FrozenPrefix(adapted, adapted.task)
+    secrets = [row.numpy().tobytes()[:8] for row in prefix.gathered(encoded.inputs)]
+    secrets += [row.astype(kind).tobytes() for row in encoded.inputs for kind in ("<i4", "<i8") if len(row) > 3]
     assert all(len(secret) >= 8 for secret in secrets)
     looked: list[int] = []
     honest = os.fsync
@@ -301,7 +301,7 @@ def test_no_hidden_state_and_no_token_is_on_disk_in_clear_at_any_time(
     Features(adapted, encoded, store=on_disk(path))
     look()
     assert len(looked) == 2
-    assert min(looked) > sum(len(row) for row in prefix.gathered(encoded.tokens))
+    assert min(looked) > sum(len(row) for row in prefix.gathered(encoded.inputs))
 
 
 @given(st.data())
@@ -312,7 +312,7 @@ def test_the_fingerprint_changes_with_every_record_their_order_and_their_bounds(
     record = st.lists(st.integers(0, 15), max_size=5).map(lambda row: np.array(row, dtype=np.int32))
     records = st.lists(record, max_size=5).map(tuple)
     one, two = data.draw(records), data.draw(records)
-    prefix = FrozenPrefix(model)
+    prefix = FrozenPrefix(model, model.task)
     same = [row.tolist() for row in one] == [row.tolist() for row in two]
     assert (prefix.fingerprint(one) == prefix.fingerprint(two)) == same
     if len(one) > 1:
@@ -324,7 +324,7 @@ def test_the_fingerprint_changes_with_every_record_their_order_and_their_bounds(
 def test_the_fingerprint_changes_with_all_that_decides_what_is_kept(
     backbone: Backbone, task: Task, encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens = encode(5).tokens
+    tokens = encode(5).inputs
     two, one, head = (
         attach(backbone, spec, task, "5a" * 32)
         for spec in (
@@ -338,16 +338,16 @@ def test_the_fingerprint_changes_with_all_that_decides_what_is_kept(
         dataclasses.replace(backbone, manifest=manifest), AdapterSpec(rank=2, last_layers=2), task, "5a" * 32
     )
     prefixes = [
-        FrozenPrefix(two),
-        FrozenPrefix(one),
-        FrozenPrefix(head),
-        FrozenPrefix(other),
-        FrozenPrefix(two, alone=True),
-        FrozenPrefix(two, exact=True),
+        FrozenPrefix(two, two.task),
+        FrozenPrefix(one, one.task),
+        FrozenPrefix(head, head.task),
+        FrozenPrefix(other, other.task),
+        FrozenPrefix(two, two.task, alone=True),
+        FrozenPrefix(two, two.task, exact=True),
     ]
     found = {prefix.fingerprint(tokens) for prefix in prefixes}
     monkeypatch.setattr("client.training.prefix.version", lambda name: f"{name} of another day")
-    found.add(FrozenPrefix(two).fingerprint(tokens))
+    found.add(FrozenPrefix(two, two.task).fingerprint(tokens))
     assert len(found) == len(prefixes) + 1
 
 

@@ -40,13 +40,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pat
 
 def adapted(backbone: Backbone, family: str = "bert", /, **spec: object) -> AdaptedModel:
     fields = {"rank": 2, "alpha": 4.0, "targets": TARGETS[family], "last_layers": 1, **spec}
-    task = task_for(TextClassification(labels=("no", "yes", "maybe"), max_tokens=16), backbone.tokenizer)
+    task = task_for(TextClassification(labels=("no", "yes", "maybe"), max_tokens=16), backbone)
     return attach(backbone, AdapterSpec(**fields), task, STREAM)  # type: ignore[arg-type]
 
 
 def inputs(model: AdaptedModel) -> tuple[torch.Tensor, torch.Tensor]:
     encoded = model.task.encode(TEXTS, ("no", "yes", "maybe"), np.arange(3))
-    return model.task.pad(encoded.tokens)
+    return model.task.pad(encoded.inputs)
 
 
 def scattered(model: AdaptedModel) -> np.ndarray:
@@ -219,9 +219,9 @@ def test_the_label_texts_point_the_head_before_any_training(
     backbone = checkpoints["bert"][1]
     texts = ("chest pain", "mild cough")
     spec = TextClassification(labels=("a", "b"), label_texts=texts, max_tokens=16)
-    task = task_for(spec, backbone.tokenizer)
+    task = task_for(spec, backbone)
     model = attach(backbone, AdapterSpec(rank=2, last_layers=1), task, STREAM)
-    ids, mask = task.pad(task.encode(texts, ("a", "b"), np.arange(2)).tokens)
+    ids, mask = task.pad(task.encode(texts, ("a", "b"), np.arange(2)).inputs)
     assert model(ids, mask).argmax(dim=1).tolist() == [0, 1]
 
 

@@ -16,15 +16,15 @@ from tests.encoders import write_encoder
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     folder = tmp_path_factory.mktemp("bert")
     backbone = backbones.load(folder, write_encoder(folder))
-    return task_for(TextClassification(labels=("no", "yes"), max_tokens=5), backbone.tokenizer)
+    return task_for(TextClassification(labels=("no", "yes"), max_tokens=5), backbone)
 
 
 def test_texts_are_cut_at_the_studys_length_and_padded_under_a_mask(task: Task) -> None:
     encoded = task.encode(["pain", "pain and fever and cough"], ["no", "yes"], np.array([0, 0]))
-    assert [len(row) for row in encoded.tokens] == [3, 5]
+    assert [len(row) for row in encoded.inputs] == [3, 5]
     assert encoded.targets.tolist() == [0, 1]
     assert encoded.units.tolist() == [0, 0]
-    ids, mask = task.pad(encoded.tokens)
+    ids, mask = task.pad(encoded.inputs)
     assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert ids.shape == mask.shape
 
@@ -41,13 +41,13 @@ def test_a_record_that_cannot_be_read_is_left_out_and_fails_no_other(task: Task,
     assert "dropped" not in repr(encoded)
     assert encoded.units.tolist() == [0, 2]
     assert encoded.targets.tolist() == alone.targets.tolist()
-    assert all(map(np.array_equal, encoded.tokens, alone.tokens))
+    assert all(map(np.array_equal, encoded.inputs, alone.inputs))
 
 
 def test_a_text_of_any_length_and_an_empty_one_are_encoded(task: Task) -> None:
     encoded = task.encode(["pain " * 100_000, ""], ["no", "yes"], np.array([0, 1]))
     assert encoded.dropped == 0
-    assert len(encoded.tokens[0]) == 5
+    assert len(encoded.inputs[0]) == 5
 
 
 def test_examples_without_tokens_are_padded_to_one_masked_place(task: Task) -> None:
@@ -59,7 +59,7 @@ def test_examples_without_tokens_are_padded_to_one_masked_place(task: Task) -> N
 def test_no_example_at_all_is_encoded_and_padded(task: Task) -> None:
     encoded = task.encode([], [], np.array([], dtype=np.int64))
     assert len(encoded) == 0
-    assert task.pad(encoded.tokens)[0].shape == (0, 0)
+    assert task.pad(encoded.inputs)[0].shape == (0, 0)
 
 
 def test_the_loss_of_an_example_is_its_own(task: Task) -> None:
