@@ -18,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import errors
+from common.contents import Image
 from common.errors import ConsiliumError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-Image = NDArray[np.uint8]
-"""(height, width, channels), 1 channel for grey, 3 for red, green and blue."""
 
 MAX_PIXELS = 1 << 26
 """Of an image: 64 million, more than a mammogram has. What claims more is not opened, so that it cannot fill memory."""

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from client import images
-from client.images import Image, read_image
+from client.images import read_image
+from common.contents import Image
 from common.errors import ConsiliumError
 
 pillow = pytest.importorskip("PIL.Image")
