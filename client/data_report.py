@@ -22,6 +22,7 @@ from client.records import Row, each, lacking
 from client.sources import ROLES, Role, read_columns
 from client.table import TextColumn
 from common import errors
+from common.contents import written_down
 from common.errors import ConsiliumError
 from common.parts import Part
 
@@ -156,10 +157,7 @@ class _Count:
 
 def _row_digest(row: Row, pixels: bytes) -> bytes:
     """Return the SHA-256 of a row in its canonical form: whether each value is there, its length and its bytes."""
-    digest = hashlib.sha256()
-    for value in (*(None if value is None else value.encode() for value in row), pixels):
-        digest.update(b"-" if value is None else b"%d " % len(value) + value)
-    return digest.digest()
+    return hashlib.sha256(written_down((*row, pixels))).digest()
 
 
 def _fingerprint(columns: Iterable[Role], digests: bytearray) -> str:

@@ -63,7 +63,9 @@ def prepare(
     _log.info("%s", check(model, task).summary())
     folder = SealedFolder(config.features_folder, identity.derive_key(FEATURES_PURPOSE), _DISK_BYTES)
     store = FeatureStore(memory_bytes=_MEMORY_BYTES, folder=folder)
-    train, test = (task.encode(side.texts, side.labels, side.units) for side in records.load(config, study, identity))
+    train, test = (
+        task.encode(side.contents, side.labels, side.units) for side in records.load(config, study, identity)
+    )
     return TextWorkload(
         study,
         config.site_id,

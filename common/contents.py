@@ -6,6 +6,8 @@ ever printed.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,3 +34,22 @@ Row = tuple[str | None, ...]
 
 Content = str | Image | Recording | Row
 """What one record holds; which of these, the study's task says."""
+
+
+def written_down(values: Iterable[str | bytes | None]) -> bytes:
+    """Return values in one canonical form: whether each is there, its length and its bytes; no two lists share one."""
+    raw = (value.encode() if isinstance(value, str) else value for value in values)
+    return b"".join(b"-" if value is None else b"%d " % len(value) + value for value in raw)
+
+
+def ordinal(content: Content) -> bytes:
+    """Return what contents of one kind are sorted by: equal for equal contents only; texts keep the order of their own.
+
+    Of an image or a recording it is a SHA-256, so that the order says nothing of where the file was.
+    """
+    if isinstance(content, str):
+        return content.encode(errors="surrogatepass")
+    if isinstance(content, tuple):
+        return written_down(content)
+    values, form = (content.samples, content.rate) if isinstance(content, Recording) else (content, content.shape)
+    return hashlib.sha256(written_down((repr(form), values.tobytes()))).digest()

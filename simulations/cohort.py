@@ -201,5 +201,5 @@ def _site_data(
 
 def _examples(records: Records, units: NDArray[np.int64], rows: NDArray[np.int64]) -> Examples:
     subgroups = {name: tuple(values[i] for i in rows) for name, values in records.subgroups.items()}
-    texts, labels = tuple(records.texts[i] for i in rows), tuple(records.labels[i] for i in rows)
-    return Examples(texts, labels, _dense(units[rows].tolist()), subgroups)
+    contents, labels = tuple(records.contents[i] for i in rows), tuple(records.labels[i] for i in rows)
+    return Examples(contents, labels, _dense(units[rows].tolist()), subgroups)

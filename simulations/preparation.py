@@ -97,7 +97,7 @@ def prepare(
         for site in sites:
             examples = of(site)
             with watch.timed("features"):
-                encoded = task.encode(examples.texts, examples.labels, examples.units)
+                encoded = task.encode(examples.contents, examples.labels, examples.units)
                 made[site.site] = Features(model, encoded, precision=kept, alone=alone, store=store)
             progress.advance()
         return made

@@ -91,7 +91,7 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     )
     for one, other in zip(load_sites(chosen, tmp_path), load_sites(backwards, tmp_path), strict=True):
         assert one.site == other.site
-        assert (one.train.texts, one.validation.texts) == (other.train.texts, other.validation.texts)
+        assert (one.train.contents, one.validation.contents) == (other.train.contents, other.validation.contents)
         assert (one.train.units == other.train.units).all()
 
 
@@ -100,7 +100,10 @@ def test_every_record_is_at_its_own_site_in_exactly_one_split(tmp_path: Path) ->
     sites = load_sites(scenarios.from_fields(fields()), tmp_path)
     assert [site.site for site in sites] == ["North-1", "South-2", "West"]
     found = [
-        (site.site, text) for site in sites for part in (site.train, site.validation, site.test) for text in part.texts
+        (site.site, text)
+        for site in sites
+        for part in (site.train, site.validation, site.test)
+        for text in part.contents
     ]
     assert sorted(found) == sorted((row["site"].replace(" ", "-"), row["text"]) for row in rows)
 
@@ -111,7 +114,7 @@ def test_units_are_dense_and_patients_stay_whole(tmp_path: Path) -> None:
     owner = {row["text"]: row["patient"] for row in rows}
     for site in load_sites(scenarios.from_fields(patients), tmp_path):
         parts = (site.train, site.validation, site.test)
-        held = [{owner[text] for text in part.texts} for part in parts]
+        held = [{owner[text] for text in map(str, part.contents)} for part in parts]
         assert not held[0] & held[1]
         assert not held[0] & held[2]
         assert not held[1] & held[2]
@@ -123,7 +126,7 @@ def test_subgroups_travel_with_their_records(tmp_path: Path) -> None:
     rows = write_csv(tmp_path / "notes.csv", rows=120)
     sex = {row["text"]: row["sex"] for row in rows}
     for site in load_sites(scenarios.from_fields(fields(columns={"subgroups": ["sex"]})), tmp_path):
-        assert list(site.test.subgroups["sex"]) == [sex[text] for text in site.test.texts]
+        assert list(site.test.subgroups["sex"]) == [sex[text] for text in map(str, site.test.contents)]
 
 
 @pytest.mark.parametrize("rule", ["iid", "dirichlet", "quantity"])
@@ -132,7 +135,7 @@ def test_a_partition_covers_every_record_once(rule: str, tmp_path: Path) -> None
     chosen = fields(partition={"rule": rule, "sites": 4, "alpha": 1.0}, columns={"site": None, "unit": "patient"})
     sites = load_sites(scenarios.from_fields(chosen), tmp_path)
     assert [site.site for site in sites] == [f"site-{i:03d}" for i in range(4)]
-    found = [t for site in sites for part in (site.train, site.validation, site.test) for t in part.texts]
+    found = [t for site in sites for part in (site.train, site.validation, site.test) for t in map(str, part.contents)]
     assert sorted(found) == sorted(row["text"] for row in rows)
 
 

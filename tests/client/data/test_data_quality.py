@@ -197,7 +197,7 @@ def test_looking_changes_nothing_of_what_a_site_trains_on(tmp_path: Path, monkey
     assert found["exact"]["groups"] >= 9
     assert found["labels"]["suspected"] >= WRONG - 2
     for one, other in zip(before, load(site, study, IDENTITY), strict=True):
-        assert (one.texts, one.labels, one.units.tolist()) == (other.texts, other.labels, other.units.tolist())
+        assert (one.contents, one.labels, one.units.tolist()) == (other.contents, other.labels, other.units.tolist())
     assert sum(map(len, before)) == len(rows) + 9
 
 
