@@ -29,6 +29,11 @@ class TaskSpec(Part):
         return "text"
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether the task looks at a record's label."""
+        return True
+
+    @property
     def known_labels(self) -> tuple[str, ...]:
         """The labels among which the task chooses; none where a label is a number or a text of its own."""
         return ()
@@ -129,6 +134,11 @@ class CausalLanguageModelling(TaskSpec):
     kind: Literal["causal-language-modelling"] = "causal-language-modelling"
     max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
 
+    @property
+    def reads_labels(self) -> bool:
+        """Return False: the text says it all."""
+        return False
+
     def accepts(self, label: str) -> bool:
         """Return True: every text teaches."""
         del label
@@ -144,6 +154,11 @@ class MaskedLanguageModelling(TaskSpec):
     kind: Literal["masked-language-modelling"] = "masked-language-modelling"
     max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
     mask_share: float = Field(default=0.15, gt=0, lt=1)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Return False: the text says it all."""
+        return False
 
     def accepts(self, label: str) -> bool:
         """Return True: every text teaches."""

@@ -27,9 +27,11 @@ LIGHT = (
     "common.stream",
     "common.web",
     "common.study",
+    "client.audio",
     "client.cli",
     "client.config",
     "client.console",
+    "client.contents",
     "client.data",
     "client.data_cli",
     "client.data_quality",
@@ -86,9 +88,12 @@ def test_a_light_module_loads_without_the_machine_learning_stack(module: str) ->
     ("module", "arguments"),
     [
         ("simulations.cli", ["--help"]),
-        ("client.cli", ["--help"]),
-        ("client.cli", ["ledger", "--help"]),
-        ("client.cli", ["data", "--help"]),
+        ("client.audio",
+    "client.cli", ["--help"]),
+        ("client.audio",
+    "client.cli", ["ledger", "--help"]),
+        ("client.audio",
+    "client.cli", ["data", "--help"]),
     ],
 )
 def test_help_needs_no_machine_learning_stack_and_no_accountant(module: str, arguments: list[str]) -> None:

@@ -62,7 +62,7 @@ def test_integer_samples_of_any_width_are_read_and_channels_become_their_mean(
     whole = np.stack([SOUND * (1 - channel / 10) for channel in range(channels)], axis=1)
     found = read(wav(whole, width, 11_025))
     assert found is not None
-    assert (found.rate, found.samples.dtype, found.samples.shape) == (11_025, np.float32, SOUND.shape)
+    assert (found.rate, str(found.samples.dtype), found.samples.shape) == (11_025, "float32", SOUND.shape)
     assert np.abs(found.samples - whole.mean(axis=1)).max() <= 2.0 ** (1 - 8 * width) + 1e-6
 
 
