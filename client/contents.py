@@ -24,6 +24,7 @@ from common.task_specs import (
     TabularClassification,
     TaskSpec,
 )
+from common.transfer import Pretraining
 
 Returned = Sequence[str | None]
 """What the query returned of a record's content: one value, or one a field."""
@@ -42,6 +43,17 @@ class Held:
 
 
 Reader = Callable[[Returned], Held | None]
+
+
+def pretrains_unlabelled(task: TaskSpec, pretraining: Pretraining | None) -> bool:
+    """Whether a record without a label is of use; where none is a label like another, nobody could tell them apart."""
+    return pretraining is not None and task.reads_labels and not task.accepts("")
+
+
+def label_for(task: TaskSpec, pretraining: Pretraining | None, label: str | None) -> str | None:
+    """Return a record's label: empty where the task looks at none, or pretrains without; else as it is."""
+    blank = label is None or not label.strip()
+    return "" if not task.reads_labels or (blank and pretrains_unlabelled(task, pretraining)) else label
 
 
 def reader_for(task: TaskSpec, folder: Path | None) -> Reader:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from client.config import DataColumns, SiteConfig
-from client.contents import Returned, reader_for
+from client.contents import Returned, label_for, pretrains_unlabelled, reader_for
 from client.data import Examples
 from client.sources import FIELDS, Role, read_with_fields
 from client.table import TextColumn
@@ -124,7 +124,7 @@ def _read(config: SiteConfig, study: Study) -> list[_Record]:
     records = []
     for row, values in zip(each(roles), _contents(roles, fields), strict=True):
         unit, _, label, side = row
-        known = _label(label, study)
+        known = label_for(task, study.pretraining, label)
         if known is None or lacking((unit, "-", known, side), roles) is not None:
             continue
         held = read(values)
@@ -151,7 +151,7 @@ def _check_columns(columns: DataColumns, study: Study) -> None:
         raise ConsiliumError(errors.DATA_COLUMN, f"data.columns.path: the study's task reads {files}")
     if content == "fields" and not columns.fields:
         raise ConsiliumError(errors.DATA_COLUMN, f"{FIELDS}: the study's task reads fields")
-    if columns.label is None and study.task.reads_labels and not _pretrains_without_labels(study):
+    if columns.label is None and study.task.reads_labels and not pretrains_unlabelled(study.task, study.pretraining):
         raise ConsiliumError(errors.DATA_COLUMN, "data.columns.label: the study's task looks at labels")
 
 
@@ -159,23 +159,9 @@ def _contents(roles: Mapping[Role, TextColumn], fields: tuple[TextColumn, ...]) 
     return zip(*(fields or (roles["text" if "text" in roles else "path"],)), strict=True)
 
 
-def _pretrains_without_labels(study: Study) -> bool:
-    """Whether a record without a label is of use; where none is a label like another, nobody could tell them apart."""
-    return study.pretraining is not None and not study.task.accepts("")
-
-
-def _label(label: str | None, study: Study) -> str | None:
-    """Return a record's label: empty where the task does not look at it or pretrains without; None leaves it out."""
-    if not study.task.reads_labels:
-        return ""
-    if _pretrains_without_labels(study) and (label is None or not label.strip()):
-        return ""
-    return label
-
-
 def _check_labels(found: set[str], study: Study) -> None:
     """Refuse an unknown label without showing it: where a column is taken for another, it is a record's text."""
-    known = {""} if _pretrains_without_labels(study) else set()
+    known = {""} if pretrains_unlabelled(study.task, study.pretraining) else set()
     if not all(study.task.accepts(label) for label in found - known):
         raise ConsiliumError(errors.TASK_LABEL_UNKNOWN, "data.columns.label: a value is none of the study's labels")
 

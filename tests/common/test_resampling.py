@@ -27,7 +27,7 @@ def middle(recording: Recording) -> NDArray[np.float32]:
 @pytest.mark.parametrize("frequency", [50.0, 440.0, 3_000.0])
 def test_a_tone_that_both_rates_carry_is_the_same_tone(before: int, after: int, frequency: float) -> None:
     made = resampled(tone(frequency, before), after)
-    assert (made.rate, made.samples.dtype) == (after, np.float32)
+    assert (made.rate, str(made.samples.dtype)) == (after, "float32")
     assert len(made.samples) == after
     assert np.abs(middle(made) - middle(tone(frequency, after))).max() < 0.01
 

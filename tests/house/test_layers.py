@@ -88,12 +88,9 @@ def test_a_light_module_loads_without_the_machine_learning_stack(module: str) ->
     ("module", "arguments"),
     [
         ("simulations.cli", ["--help"]),
-        ("client.audio",
-    "client.cli", ["--help"]),
-        ("client.audio",
-    "client.cli", ["ledger", "--help"]),
-        ("client.audio",
-    "client.cli", ["data", "--help"]),
+        ("client.cli", ["--help"]),
+        ("client.cli", ["ledger", "--help"]),
+        ("client.cli", ["data", "--help"]),
     ],
 )
 def test_help_needs_no_machine_learning_stack_and_no_accountant(module: str, arguments: list[str]) -> None:

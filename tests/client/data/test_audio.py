@@ -26,8 +26,8 @@ def stored(samples: np.ndarray, width: int) -> bytes:
     flat = samples.reshape(-1)
     if width == 1:
         return np.floor(flat * 128 + 128).astype(np.uint8).tobytes()
-    wide = np.floor(flat * 2.0 ** (8 * width - 1)).astype("<i8")
-    return wide.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
+    wide = np.floor(flat * 2.0 ** (8 * width - 1)).astype("<i8").tobytes()
+    return b"".join(wide[at : at + width] for at in range(0, len(wide), 8))
 
 
 def wav(samples: np.ndarray = SOUND, width: int = 2, rate: int = 8_000) -> bytes:
