@@ -25,7 +25,7 @@ def stored(samples: np.ndarray, width: int) -> bytes:
     """Return samples in [-1, 1), (n,) or (n, channels), as little-endian integers of some bytes each."""
     flat = samples.reshape(-1)
     if width == 1:
-        return np.floor(flat * 128 + 128).astype(np.uint8).tobytes()
+        return bytes(np.floor(flat * 128 + 128).astype(np.uint8))
     wide = np.floor(flat * 2.0 ** (8 * width - 1)).astype("<i8").tobytes()
     return b"".join(wide[at : at + width] for at in range(0, len(wide), 8))
 
