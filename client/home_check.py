@@ -21,7 +21,7 @@ from common.findings import Finding, finding
 from common.identity import Identity, fingerprint
 from common.keystore import read_identity, read_node_key
 from common.study import Study
-from common.task_specs import TabularClassification
+from common.task_specs import TabularClassification, TaskSpec
 
 
 def examine_home(home: Path, passphrase: bytes) -> Iterator[Finding]:
@@ -99,16 +99,16 @@ def _data(config: SiteConfig, study: Study, identity: Identity) -> Callable[[], 
         without = f"; no record to train on has {', '.join(missing)}" if missing else ""
         alone = sum(not study.task.accepts(label) for label in train.labels)
         pretrained = f", of which {alone:,} have no label and only pretrain" if alone else ""
-        return f"{len(train):,} records to train on{pretrained}, {len(test):,} to test on{without}{_gaps(study, train)}"
+        return f"{len(train):,} records to train on{pretrained}, {len(test):,} to test on{without}{gaps(study.task, train)}"
 
     return look
 
 
-def _gaps(study: Study, train: Examples) -> str:
+def gaps(task: TaskSpec, train: Examples) -> str:
     """Say of which fields the records to train on lack values, or have values that the study cannot read."""
-    if not isinstance(study.task, TabularClassification):
+    if not isinstance(task, TabularClassification):
         return ""
     rows = [content for content in train.contents if isinstance(content, tuple)]
-    lack = {one.name: sum(row[at] is None for row in rows) for at, one in enumerate(study.task.fields)}
+    lack = {one.name: sum(row[at] is None for row in rows) for at, one in enumerate(task.fields)}
     said = ", ".join(f"{name} {count:,}" for name, count in lack.items() if count)
     return f"; without a value that can be read: {said}" if said else ""
