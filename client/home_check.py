@@ -99,7 +99,8 @@ def _data(config: SiteConfig, study: Study, identity: Identity) -> Callable[[], 
         without = f"; no record to train on has {', '.join(missing)}" if missing else ""
         alone = sum(not study.task.accepts(label) for label in train.labels)
         pretrained = f", of which {alone:,} have no label and only pretrain" if alone else ""
-        return f"{len(train):,} records to train on{pretrained}, {len(test):,} to test on{without}{gaps(study.task, train)}"
+        sizes = f"{len(train):,} records to train on{pretrained}, {len(test):,} to test on"
+        return f"{sizes}{without}{gaps(study.task, train)}"
 
     return look
 
