@@ -121,21 +121,26 @@ class DataColumns(Part):
     """Which column of the query's result plays which part.
 
     text    the record itself, or instead:
-    path    the file of an image, below the folder of images
+    path    the file of an image or a recording, below the folder of files, or instead:
+    fields  true: the query returns columns named as the study's fields
+    label   needed where the study's task looks at labels; without a label, a record is for its pretraining alone
     unit    the patient; needed where the study hides patients
     split   train, validation or test; without it units are divided by a keyed hash
     """
 
     text: Column | None = None
     path: Column | None = None
-    label: Column
+    fields: bool = False
+    label: Column | None = None
     unit: Column | None = None
     split: Column | None = None
 
     @model_validator(mode="after")
     def _one_content(self) -> Self:
-        if (self.text is None) == (self.path is None):
-            raise ValueError("give one of text and path")
+        if [self.text is not None, self.path is not None, self.fields].count(True) != 1:
+            raise ValueError("give one of text, path and fields = true")
+        if self.fields and self.label is None:
+            raise ValueError("fields need a label")
         return self
 
 
@@ -153,7 +158,7 @@ class Data(Part):
     url       ``sqlite:///path`` or ``postgresql+pg8000://user@host/database``; see :mod:`client.database`
     password  where the database's comes from
     ca        certificates to trust of the database's server, PEM; the system's where not given
-    images    folder of the images; ``folder`` where not given
+    files     folder of the images or recordings; ``folder`` where not given
     """
 
     name: Name = "records"
@@ -161,15 +166,15 @@ class Data(Part):
     url: DatabaseUrl | None = None
     password: Annotated[str, StringConstraints(pattern=r"^(env:[A-Za-z_]\w*|credential:\w[\w.@-]*)$")] | None = None
     ca: Place | None = None
-    images: Place | None = None
+    files: Place | None = None
     query: Query
     columns: DataColumns
     split: DataSplit = DataSplit()
 
     @property
-    def images_folder(self) -> Path:
-        """What paths to images are below; only where there is a column of them."""
-        folder = self.images or self.folder
+    def files_folder(self) -> Path:
+        """What paths are below; only where there is a column of them."""
+        folder = self.files or self.folder
         assert folder is not None, "validated"
         return folder
 
@@ -179,10 +184,10 @@ class Data(Part):
             raise ValueError("give one of folder and url")
         if not (self.url or "").startswith(_POSTGRES) and (self.password or self.ca):
             raise ValueError("password and ca belong to a server's url")
-        if self.columns.path is None and self.images is not None:
-            raise ValueError("images belongs to columns.path")
-        if self.columns.path is not None and self.images is None and self.folder is None:
-            raise ValueError("name the folder of the images")
+        if self.columns.path is None and self.files is not None:
+            raise ValueError("files belongs to columns.path")
+        if self.columns.path is not None and self.files is None and self.folder is None:
+            raise ValueError("name the folder of the files")
         return self
 
     @model_validator(mode="after")

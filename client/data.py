@@ -1,4 +1,4 @@
-"""What a site trains and tests on: texts, labels and the privacy unit that owns each record.
+"""What a site trains and tests on: contents, labels and the privacy unit that owns each record.
 
 These values never leave the site. Splits keep a unit, and a group where one is named, on one side only.
 """
@@ -12,28 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import errors
+from common.contents import Content
 from common.errors import ConsiliumError
 from common.identity import SiteId
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Labelled texts.
+    """Records with their labels.
 
-    texts      n texts
-    labels     n label names
+    contents   n of one kind: texts, images, recordings or rows
+    labels     n label names; an empty one where the study does not look at it, or pretrains on the record alone
     units      (n,) int64, the privacy unit of each record, dense from 0
     subgroups  for each subgroup column n values, used only in local reports
     """
 
-    texts: tuple[str, ...] = field(repr=False)
+    contents: tuple[Content, ...] = field(repr=False)
     labels: tuple[str, ...] = field(repr=False)
     units: NDArray[np.int64] = field(repr=False)
     subgroups: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         sizes = {
-            len(self.texts),
+            len(self.contents),
             len(self.labels),
             len(self.units),
             *(len(values) for values in self.subgroups.values()),
@@ -42,7 +43,7 @@ class Examples:
             raise ConsiliumError(errors.DATA_VALUE, "columns differ in length")
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.contents)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,13 @@ def report(config: ConfigFile = HERE, sides: Sides = True, json: Json = False) -
         site = SiteConfig.load(config)
         made = make_report(site.data, _side(site) if sides else None)
         write_report(site.data_report_file, made)
+        fields = site.data.columns.fields
     if json:
         typer.echo(made.model_dump_json(indent=2))
     else:
         _print_report(made, Console())
+        if fields:
+            typer.echo("fields: not looked at; a study names them, and `consilium-client check` reads them for it")
 
 
 @app.command()
@@ -77,7 +80,7 @@ def _side(site: SiteConfig) -> Side | None:
 
     key = read_identity(site.keys.identity, read_passphrase(site.keys.passphrase)).derive_key(SPLIT_PURPOSE)
     test = site.data.split.test
-    return lambda unit, content: side_of(key, unit, content, test=test)
+    return lambda unit, place: side_of(key, unit, place, test=test)
 
 
 def _quality_json(found: QualityReport, texts: dict[int, str] | None) -> str:
@@ -124,9 +127,8 @@ def _print_quality(found: QualityReport, console: Console) -> None:
     say("classes: " + ", ".join(f"{label} {count:,}" for label, count in list(found.classes.items())[:20]))
     if found.unknown_sides:
         say(f"no side that is known: {found.unknown_sides:,}")
-    say(f"same content: {_duplicates(found.exact)}")
-    if found.near is not None:
-        say(f"same words: {_duplicates(found.near)}")
+    say("same content: " + ("not looked at in rows of fields" if found.exact is None else _duplicates(found.exact)))
+    say("same words: " + ("only texts are looked at" if found.near is None else _duplicates(found.near)))
     torn = found.straddling
     say(f"units on two sides: {torn.units:,}" + (f", as row {', '.join(map(str, torn.rows))}" if torn.rows else ""))
     labels = found.labels

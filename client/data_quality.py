@@ -13,15 +13,16 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from client.config import Data
-from client.data_report import Side, pixel_digest
-from client.records import each, lacking
+from client.data_report import Side, read_file
+from client.records import each, lacking, row_count
 from client.sources import Role, read_columns
+from client.table import TextColumn
 from common import errors
 from common.errors import ConsiliumError
 from common.parts import Part
@@ -90,14 +91,18 @@ class Straddling(Part):
 
 
 class QualityReport(Part):
-    """What was found; ``unknown_sides`` counts values of the split column that name none."""
+    """What was found; ``unknown_sides`` counts values of the split column that name none.
+
+    exact  None where rows of fields are not looked at: which columns are fields, a study says
+    near   None where there are no words to compare
+    """
 
     rows: int
     records: int
     missing: dict[str, int]
     classes: dict[str, int]
     unknown_sides: int
-    exact: Duplicates
+    exact: Duplicates | None
     near: Duplicates | None
     straddling: Straddling
     labels: Suspicion
@@ -115,7 +120,7 @@ class Record:
 
 
 def examine(data: Data, side: Side | None, *, top: int = 20) -> tuple[QualityReport, dict[int, str]]:
-    """Return what was found, and the texts (or paths) of the rows that it names.
+    """Return what was found, and the texts (or paths) of the rows that it names. Fields are not looked at.
 
     side  for data without a split column; None leaves the sides out
     top   how many suspects and groups are named
@@ -123,34 +128,35 @@ def examine(data: Data, side: Side | None, *, top: int = 20) -> tuple[QualityRep
     Raises what reading raises, and CSL-507 without cleanlab and scikit-learn.
     """
     columns = read_columns(data)
-    content: Role = "text" if data.columns.text is not None else "path"
+    roles = ("unit", "text" if "text" in columns else "path", "label", "split")
     missing: Counter[str] = Counter(dict.fromkeys(columns, 0))
     records, paths = [], dict[int, str]()
-    for number, row in enumerate(each(columns, content), start=1):
-        for role, value in zip(("unit", content, "label", "split"), row, strict=True):
+    for number, row in enumerate(each(columns), start=1):
+        for role, value in zip(roles, row, strict=True):
             missing[role] += role in columns and (value is None or not value.strip())
         if lacking(row, columns) is not None:
             continue
         unit, what, label, place = (value or "" for value in row)
-        if content == "path":
-            pixels = pixel_digest(data, what)
-            if pixels is None:
+        by = what
+        if "path" in columns:
+            file = read_file(data, what)
+            if file is None:
                 continue
-            paths[number], what = what, pixels.hex()
-        if data.columns.split is None and side is not None:
-            place = side(unit, paths.get(number, what))
+            paths[number], what, by = what, file.holds.hex(), file.place
+        if data.columns.split is None and side is not None and (unit or not data.columns.fields):
+            place = side(unit, by)
         records.append(Record(number, unit, what, label, place))
     known = ("", "train", "validation", "test")
     report = QualityReport(
-        rows=len(columns["label"]),
+        rows=row_count(columns),
         records=len(records),
         missing={role: missing[role] for role in columns},
         classes=dict(Counter(record.label for record in records).most_common()),
         unknown_sides=sum(record.side not in known for record in records),
-        exact=duplicates(records, lambda text: text, top),
-        near=duplicates(records, normalised, top) if content == "text" else None,
+        exact=None if data.columns.fields else duplicates(records, lambda text: text, top),
+        near=duplicates(records, normalised, top) if "text" in columns else None,
         straddling=straddling(records, top),
-        labels=suspects(records, top) if content == "text" else Suspicion(why_not="only texts are looked at"),
+        labels=_suspicion(records, columns, top),
     )
     named = {
         *(row for found in (report.exact, report.near) if found is not None for group in found.rows for row in group),
@@ -230,6 +236,12 @@ def suspects(records: Sequence[Record], top: int) -> Suspicion:
         for index in order[:top]
     )
     return Suspicion(looked_at=len(chosen), left_out=left_out, suspected=len(order), first=first)
+
+
+def _suspicion(records: Sequence[Record], columns: Mapping[Role, TextColumn], top: int) -> Suspicion:
+    if "label" not in columns:
+        return Suspicion(why_not="no column names them")
+    return suspects(records, top) if "text" in columns else Suspicion(why_not="only texts are looked at")
 
 
 def _doubted(

@@ -10,6 +10,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -17,19 +18,20 @@ from typing import Literal
 import numpy as np
 
 from client.config import Data
-from client.images import read_image
-from client.records import Row, each, lacking
+from client.contents import file_content
+from client.records import each, lacking, row_count
 from client.sources import ROLES, Role, read_columns
 from client.table import TextColumn
 from common import errors
+from common.contents import ordinal, written_down
 from common.errors import ConsiliumError
 from common.parts import Part
 
 Side = Callable[[str, str], str]
-"""From a unit and a content to the side that a keyed hash puts it on."""
+"""From a unit and a record's place (see :class:`client.contents.Held`) to the side that a keyed hash puts it on."""
 UNKNOWN_SIDE = "unknown"
 _MOST_CLASSES = 200
-_UNREADABLE = "image"
+_UNREADABLE = "file"
 _PURPOSE = b"consilium/v1/data-fingerprint"
 
 
@@ -52,7 +54,8 @@ class DataReport(Part):
 
     source       its name in the site's file
     query        SHA-256 of the query, hex
-    fingerprint  SHA-256 over the rows of the columns that play a part, hex; of images, over their pixels too
+    fingerprint  SHA-256 over the rows of the columns that play a part, hex; of files, over what
+                 they hold too, and of rows not over the fields: which ones play a part, a study says
     rows         that the query returned
     dropped      those that contribute nothing, by the first thing that they lack
     missing      of each role the rows without a value, or with an empty one
@@ -77,33 +80,34 @@ def make_report(data: Data, side: Side | None, *, now: datetime | None = None) -
 
     side  for data without a split column; None leaves the sides out
 
-    Raises what :func:`client.sources.read_columns` and :func:`client.images.read_image` raise.
+    Raises what :func:`client.sources.read_columns` and :func:`client.contents.file_content` raise.
     """
     columns = read_columns(data)
-    content: Role = "text" if data.columns.text is not None else "path"
     with_units = data.columns.unit is not None
     dropped: Counter[str] = Counter()
     kept, sides, digests = _Count(with_units), dict[str, _Count](), bytearray()
-    for row in each(columns, content):
-        pixels = pixel_digest(data, row[1]) if content == "path" else b""
-        digests += _row_digest(row, pixels or b"")
-        lacks = lacking(row, columns) or (_UNREADABLE if pixels is None else None)
+    for row in each(columns):
+        file = read_file(data, row[1]) if "path" in columns else _NO_FILE
+        digests += hashlib.sha256(written_down((*row, b"" if file is None else file.holds))).digest()
+        lacks = lacking(row, columns) or (_UNREADABLE if file is None else None)
         if lacks is not None:
             dropped[lacks] += 1
             continue
-        unit, what, label, place = (value or "" for value in row)
-        kept.add(unit, label)
-        if data.columns.split is None:
-            place = "" if side is None else side(unit, what)
+        assert file is not None, "it would lack"
+        unit, text, label, place = (value or "" for value in row)
+        name = label if "label" in columns else None
+        kept.add(unit, name)
+        if data.columns.split is None and side is not None and (unit or not data.columns.fields):
+            place = side(unit, file.place or text)
         if place:
             known = place if place in ("train", "validation", "test") else UNKNOWN_SIDE
-            sides.setdefault(known, _Count(with_units)).add(unit, label)
+            sides.setdefault(known, _Count(with_units)).add(unit, name)
     return DataReport(
         made=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
         source=data.name,
         query=hashlib.sha256(data.query.encode()).hexdigest(),
         fingerprint=_fingerprint(columns, digests),
-        rows=len(columns["label"]),
+        rows=row_count(columns),
         dropped=dict(sorted(dropped.items())),
         missing={role: _missing(column) for role, column in columns.items()},
         kept=kept.figures(),
@@ -124,10 +128,25 @@ def write_report(path: Path, report: DataReport) -> None:
         raise ConsiliumError(errors.DATA_UNWRITABLE, f"{path}: {error.strerror}") from error
 
 
-def pixel_digest(data: Data, path: str | None) -> bytes | None:
-    """Return a SHA-256 of an image's shape and pixels, None where it cannot be read; raises CSL-502, CSL-507."""
-    image = None if path is None or not path.strip() else read_image(data.images_folder, path)
-    return None if image is None else hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+@dataclass(frozen=True, slots=True)
+class File:
+    """What identifies a file that can be read.
+
+    holds  SHA-256 of its pixels or samples
+    place  SHA-256 of its bytes, hex
+    """
+
+    holds: bytes
+    place: str
+
+
+_NO_FILE = File(b"", "")
+
+
+def read_file(data: Data, path: str | None) -> File | None:
+    """Return what identifies a file, None where it cannot be read; raises CSL-502, CSL-507."""
+    found = None if path is None or not path.strip() else file_content(data.files_folder, path)
+    return None if found is None else File(ordinal(found[0]), found[1])
 
 
 class _Count:
@@ -138,9 +157,10 @@ class _Count:
         self._units = array("Q") if with_units else None
         self._classes: Counter[str] = Counter()
 
-    def add(self, unit: str, label: str) -> None:
+    def add(self, unit: str, label: str | None) -> None:
         self._records += 1
-        self._classes[label] += 1
+        if label is not None:
+            self._classes[label] += 1
         if self._units is not None:
             self._units.append(int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8).digest(), "big"))
 
@@ -152,14 +172,6 @@ class _Count:
             classes=dict(sorted(commonest, key=lambda item: (-item[1], item[0]))[:_MOST_CLASSES]),
             further=max(0, len(commonest) - _MOST_CLASSES),
         )
-
-
-def _row_digest(row: Row, pixels: bytes) -> bytes:
-    """Return the SHA-256 of a row in its canonical form: whether each value is there, its length and its bytes."""
-    digest = hashlib.sha256()
-    for value in (*(None if value is None else value.encode() for value in row), pixels):
-        digest.update(b"-" if value is None else b"%d " % len(value) + value)
-    return digest.digest()
 
 
 def _fingerprint(columns: Iterable[Role], digests: bytearray) -> str:

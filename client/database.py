@@ -12,7 +12,7 @@ import contextlib
 import functools
 import sqlite3
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 from urllib.parse import quote
@@ -40,7 +40,13 @@ _password = functools.cache(read_passphrase)
 
 
 def run_query(
-    sql: str, url: str, wanted: Mapping[str, str], *, password: str | None = None, ca: Path | None = None
+    sql: str,
+    url: str,
+    wanted: Mapping[str, str],
+    numbers: Collection[str] = (),
+    *,
+    password: str | None = None,
+    ca: Path | None = None,
 ) -> dict[str, TextColumn]:
     """Return the columns wanted of a query's result; see :func:`client.table.collect`.
 
@@ -59,11 +65,11 @@ def run_query(
             raise
     parsed = sa.make_url(url)
     if parsed.drivername == "sqlite":
-        return _from_sqlite(sql, Path(parsed.database or ""), wanted)
-    return _from_postgres(sql, parsed, wanted, password, ca)
+        return _from_sqlite(sql, Path(parsed.database or ""), wanted, numbers)
+    return _from_postgres(sql, parsed, wanted, numbers, password, ca)
 
 
-def _from_sqlite(sql: str, path: Path, wanted: Mapping[str, str]) -> dict[str, TextColumn]:
+def _from_sqlite(sql: str, path: Path, wanted: Mapping[str, str], numbers: Collection[str]) -> dict[str, TextColumn]:
     try:
         connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None)
     except sqlite3.Error as error:
@@ -81,7 +87,7 @@ def _from_sqlite(sql: str, path: Path, wanted: Mapping[str, str]) -> dict[str, T
             if cursor.description is None:
                 raise ConsiliumError(errors.DATA_FORBIDDEN, "the query returns no rows")
             names = [str(column[0]) for column in cursor.description]
-            return collect(names, iter(lambda: cursor.fetchmany(BATCH_ROWS), []), wanted)
+            return collect(names, iter(lambda: cursor.fetchmany(BATCH_ROWS), []), wanted, numbers)
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise _sqlite_error(error) from error
 
@@ -126,7 +132,7 @@ class _Postgres(Protocol):
 
 
 def _from_postgres(
-    sql: str, url: sa.URL, wanted: Mapping[str, str], password: str | None, ca: Path | None
+    sql: str, url: sa.URL, wanted: Mapping[str, str], numbers: Collection[str], password: str | None, ca: Path | None
 ) -> dict[str, TextColumn]:
     secret = None if password is None else _password(password).decode(errors="replace")
     local = url.host is None or url.host in _LOOPBACK
@@ -157,7 +163,7 @@ def _from_postgres(
             connection.execute_unnamed(f"DECLARE consilium NO SCROLL CURSOR FOR {sql}")
             first = connection.execute_simple(f"FETCH FORWARD {BATCH_ROWS} FROM consilium")
             names = [_name(column) for column in first.columns or ()]
-            return collect(names, _batches(connection, first), wanted)
+            return collect(names, _batches(connection, first), wanted, numbers)
         except failures as error:
             raise _postgres_error(error) from error
         finally:

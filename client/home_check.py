@@ -12,6 +12,7 @@ from client.check import examine
 from client.config import SiteConfig
 from client.connectivity import UnreachableError, looks
 from client.daemon import is_held
+from client.data import Examples
 from client.enrolment import FILE
 from client.shelf import State, known
 from common import errors
@@ -20,6 +21,7 @@ from common.findings import Finding, finding
 from common.identity import Identity, fingerprint
 from common.keystore import read_identity, read_node_key
 from common.study import Study
+from common.task_specs import TabularClassification, TaskSpec
 
 
 def examine_home(home: Path, passphrase: bytes) -> Iterator[Finding]:
@@ -95,6 +97,19 @@ def _data(config: SiteConfig, study: Study, identity: Identity) -> Callable[[], 
         train, test = load(config, study, identity)
         missing = sorted(set(study.task.known_labels) - set(train.labels))
         without = f"; no record to train on has {', '.join(missing)}" if missing else ""
-        return f"{len(train):,} records to train on, {len(test):,} to test on{without}"
+        alone = sum(not study.task.accepts(label) for label in train.labels)
+        pretrained = f", of which {alone:,} have no label and only pretrain" if alone else ""
+        sizes = f"{len(train):,} records to train on{pretrained}, {len(test):,} to test on"
+        return f"{sizes}{without}{gaps(study.task, train)}"
 
     return look
+
+
+def gaps(task: TaskSpec, train: Examples) -> str:
+    """Say of which fields the records to train on lack values, or have values that the study cannot read."""
+    if not isinstance(task, TabularClassification):
+        return ""
+    rows = [content for content in train.contents if isinstance(content, tuple)]
+    lack = {one.name: sum(row[at] is None for row in rows) for at, one in enumerate(task.fields)}
+    said = ", ".join(f"{name} {count:,}" for name, count in lack.items() if count)
+    return f"; without a value that can be read: {said}" if said else ""

@@ -8,8 +8,6 @@ uncompressed and run-length coded DICOM by itself and baseline JPEG by Pillow.
 from __future__ import annotations
 
 import io
-import os
-import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from client.opening import read_below
 from common import errors
+from common.contents import Image
 from common.errors import ConsiliumError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
-
-Image = NDArray[np.uint8]
-"""(height, width, channels), 1 channel for grey, 3 for red, green and blue."""
 
 MAX_PIXELS = 1 << 26
 """Of an image: 64 million, more than a mammogram has. What claims more is not opened, so that it cannot fill memory."""
@@ -55,9 +52,12 @@ def read_image(folder: Path, path: str) -> Image | None:
 
     Raises CSL-502 for a path that leads out of the folder, CSL-507 where Pillow or pydicom is missing.
     """
-    raw = _read(_inside(folder, path))
-    if raw is None:
-        return None
+    raw = read_below(folder, path, MAX_BYTES)
+    return None if raw is None else image_of(raw)
+
+
+def image_of(raw: bytes) -> Image | None:
+    """Return what an image's file shows, or None; raises CSL-507 where Pillow or pydicom is missing."""
     try:
         # Decoders keep warnings for standard error, and those of DICOM quote values.
         with warnings.catch_warnings(action="ignore"):
@@ -69,31 +69,28 @@ def read_image(folder: Path, path: str) -> Image | None:
         return None
 
 
-def _inside(folder: Path, path: str) -> Path:
-    """Resolve a path; the detail of the error does not repeat it, because files are named after patients."""
-    root = folder.resolve()
-    if "\x00" in path or Path(path).is_absolute():
-        raise ConsiliumError(errors.DATA_FORBIDDEN, "data.columns.path: a path is not relative")
-    try:
-        found = (root / path).resolve()
-    except (OSError, RuntimeError):
-        # A loop of links leads nowhere, and a name too long to nothing.
-        return root
-    if not found.is_relative_to(root):
-        raise ConsiliumError(errors.DATA_FORBIDDEN, f"data.columns.path: a path leads out of {folder}")
-    return found
+def shrunk(image: Image, size: int) -> Image:
+    """Return an image no larger than a square of ``size`` pixels needs, so that thousands of them fit in memory.
 
+    Blocks of k by k pixels become their mean, with the largest k that leaves the shorter side at least ``size`` pixels;
+    what is over at the right and at the bottom, fewer than k, is cut off. An image that is small enough stays as it is,
+    and what happens to one depends on it and on ``size`` alone (RULES 12).
 
-def _read(path: Path) -> bytes | None:
-    try:
-        # Not to wait for a writer where there is a pipe, and not to follow a link that has just been made.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
-            raw = file.read(MAX_BYTES + 1)
-    except OSError:
-        return None
-    return raw if len(raw) <= MAX_BYTES else None
+    image    (height, width, channels) uint8
+    size     >= 1
+    returns  (height // k, width // k, channels) uint8, its shorter side in [size, 2 size) where it had as much
+    """
+    height, width, channels = image.shape
+    k = max(1, min(height, width) // size)
+    if k == 1:
+        return image
+    rows, columns = height // k, width // k
+    made = np.empty((rows, columns, channels), dtype=np.uint8)
+    for row in range(rows):
+        # A row of blocks at a time: the whole image in floating point would take four times its memory.
+        block = image[row * k : (row + 1) * k, : columns * k].reshape(k, columns, k, channels)
+        made[row] = np.rint(block.mean(axis=(0, 2), dtype=np.float64))
+    return made
 
 
 def _picture(raw: bytes) -> Image | None:

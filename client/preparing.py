@@ -64,10 +64,10 @@ def prepare(
     store = FeatureStore(memory_bytes=_MEMORY_BYTES, folder=folder)
     alone = study.privacy.noise is TrainingNoise.DISCRETE
     sides = records.load(config, study, identity)
-    train, test = (model.task.encode(side.texts, side.labels, side.units) for side in sides)
+    train, test = (model.task.encode(side.contents, side.labels, side.units) for side in sides)
     pretraining = None
     if model.objective is not None:
-        encoded = model.objective.encode(sides[0].texts, sides[0].labels, sides[0].units)
+        encoded = model.objective.encode(sides[0].contents, sides[0].labels, sides[0].units)
         pretraining = Features(model, encoded, objective=model.objective, alone=alone, store=store)
     return ModelWorkload(
         study,

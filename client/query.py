@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import duckdb
@@ -51,7 +51,9 @@ _SPEAKS_OF_SQL = (
 _NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
 
 
-def run_query(sql: str, data_dir: Path, wanted: Mapping[str, str]) -> dict[str, TextColumn]:
+def run_query(
+    sql: str, data_dir: Path, wanted: Mapping[str, str], numbers: Collection[str] = ()
+) -> dict[str, TextColumn]:
     """Return the columns wanted, by name; see :func:`client.table.collect`, also for the errors beside CSL-502.
 
     Only what is wanted is read, and a batch of rows at a time. Relative paths in the query are below ``data_dir``: the
@@ -67,7 +69,7 @@ def run_query(sql: str, data_dir: Path, wanted: Mapping[str, str]) -> dict[str, 
         collect(names, (), wanted)  # before anything is read
         chosen = ", ".join(_quoted(name) for name in wanted)
         connection.execute(f"SELECT {chosen} FROM (\n{_without_semicolon(sql)}\n)")  # noqa: S608 - fenced in
-        return collect(tuple(wanted), _batches(connection), wanted)
+        return collect(tuple(wanted), _batches(connection), wanted, numbers)
 
 
 def check_one_select(sql: str) -> None:

@@ -5,6 +5,7 @@ A thin switch: files below a folder are read by :mod:`client.query`, databases b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from client import query
@@ -13,6 +14,7 @@ from client.table import TextColumn
 
 Role = Literal["text", "path", "label", "unit", "split"]
 ROLES: tuple[Role, ...] = ("text", "path", "label", "unit", "split")
+FIELDS = "data.columns.fields"
 
 
 def read_columns(data: Data) -> dict[Role, TextColumn]:
@@ -20,13 +22,18 @@ def read_columns(data: Data) -> dict[Role, TextColumn]:
 
     Raises CSL-501 to CSL-507, never quoting a record.
     """
+    return read_with_fields(data, ())[0]
+
+
+def read_with_fields(data: Data, fields: Sequence[str]) -> tuple[dict[Role, TextColumn], tuple[TextColumn, ...]]:
+    """Return the same, and the columns of those names, which may hold any numbers; raises as :func:`read_columns`."""
     named: dict[Role, str] = {role: name for role in ROLES if (name := getattr(data.columns, role)) is not None}
-    wanted = {name: f"data.columns.{role}" for role, name in named.items()}
+    wanted = dict.fromkeys(fields, FIELDS) | {name: f"data.columns.{role}" for role, name in named.items()}
     if data.url is not None:
         from client import database
 
-        columns = database.run_query(data.query, data.url, wanted, password=data.password, ca=data.ca)
+        columns = database.run_query(data.query, data.url, wanted, fields, password=data.password, ca=data.ca)
     else:
         assert data.folder is not None, "validated"
-        columns = query.run_query(data.query, data.folder, wanted)
-    return {role: columns[name] for role, name in named.items()}
+        columns = query.run_query(data.query, data.folder, wanted, fields)
+    return {role: columns[name] for role, name in named.items()}, tuple(columns[name] for name in fields)

@@ -6,8 +6,9 @@ rows as Python objects would take several times what is kept here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -19,6 +20,8 @@ from common.errors import ConsiliumError
 BATCH_ROWS = 20_000
 """How many rows a source should hand over at a time."""
 _NULL = -1
+_TEXT: frozenset[type] = frozenset({str, int, type(None)})
+_NUMBERS: frozenset[type] = _TEXT | {float, Decimal}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,17 @@ class TextColumn:
 
 
 def collect(
-    names: Sequence[str], batches: Iterable[Sequence[Sequence[object]]], wanted: Mapping[str, str]
+    names: Sequence[str],
+    batches: Iterable[Sequence[Sequence[object]]],
+    wanted: Mapping[str, str],
+    numbers: Collection[str] = (),
 ) -> dict[str, TextColumn]:
     """Keep the columns wanted of a result.
 
     names    of all the columns, in order
     batches  rows, each with one value a column
     wanted   what each column that is kept is for, as the field that names it is called; by the column's name
+    numbers  names of columns that may also hold fractions
 
     Raises CSL-501 where two columns have one name, CSL-503 for a column that is not there, CSL-505 for one that is
     neither text nor whole numbers.
@@ -84,12 +91,14 @@ def collect(
     columns = {name: (names.index(name), TextColumn()) for name in wanted}
     for rows in batches:
         for name, (place, column) in columns.items():
-            column.extend(_as_text([row[place] for row in rows], wanted[name], name))
+            column.extend(
+                _as_text([row[place] for row in rows], wanted[name], name, _NUMBERS if name in numbers else _TEXT)
+            )
     return {name: column for name, (_, column) in columns.items()}
 
 
-def _as_text(values: Sequence[object], role: str, name: str) -> Iterator[str | None]:
-    kinds = {type(value) for value in values} - {str, int, type(None)}
+def _as_text(values: Sequence[object], role: str, name: str, known: frozenset[type]) -> Iterator[str | None]:
+    kinds = {type(value) for value in values} - known
     if kinds:
         kind = sorted(kind.__name__ for kind in kinds)[0]
         raise ConsiliumError(errors.DATA_VALUE, f"{role}: {name!r} is {kind}; read or cast it as text")

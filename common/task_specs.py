@@ -29,6 +29,11 @@ class TaskSpec(Part):
         return "text"
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether the task looks at a record's label."""
+        return True
+
+    @property
     def known_labels(self) -> tuple[str, ...]:
         """The labels among which the task chooses; none where a label is a number or a text of its own."""
         return ()
@@ -149,6 +154,11 @@ class CausalLanguageModelling(TaskSpec):
         """See :attr:`TaskSpec.score`."""
         return "share of tokens that are right"
 
+    @property
+    def reads_labels(self) -> bool:
+        """Return False: the text says it all."""
+        return False
+
     def accepts(self, label: str) -> bool:
         """Return True: every text teaches."""
         del label
@@ -169,6 +179,11 @@ class MaskedLanguageModelling(TaskSpec):
     def score(self) -> str:
         """See :attr:`TaskSpec.score`."""
         return "share of masked tokens that are right"
+
+    @property
+    def reads_labels(self) -> bool:
+        """Return False: the text says it all."""
+        return False
 
     def accepts(self, label: str) -> bool:
         """Return True: every text teaches."""

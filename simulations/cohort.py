@@ -16,17 +16,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from client.contents import pretrains_unlabelled
 from client.data import Examples, SiteData
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import SiteId
-from common.task_specs import TaskSpec
 from simulations import corpora, partition, query
 from simulations.records import Records
 from simulations.scenario import Data, Scenario, Split
 
 SPLITS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
+_NOWHERE = -1
 
 
 def load_sites(scenario: Scenario, data_dir: Path | None) -> tuple[SiteData, ...]:
@@ -39,11 +40,13 @@ def load_sites(scenario: Scenario, data_dir: Path | None) -> tuple[SiteData, ...
     """
     records = _records(scenario, data_dir).in_canonical_order()
     if not len(records):
-        raise ConsiliumError(errors.DATA_EMPTY, "the query returns no rows")
-    _check_labels(records, scenario.task)
+        raise ConsiliumError(errors.DATA_EMPTY, "the query returns no rows, or none that can be read")
+    _check_labels(records, scenario)
     sites, names = _sites(scenario, records)
     units = _units(records, sites)
     splits = divide(scenario.split, records, sites, units, scenario.seed)
+    # Without a label nothing can be judged: what is for pretraining alone trains, or is left out with its unit's side.
+    splits[[not scenario.task.accepts(label) for label in records.labels] & (splits != TRAIN)] = _NOWHERE
     return tuple(_site_data(records, units, splits, np.flatnonzero(sites == i), name) for i, name in enumerate(names))
 
 
@@ -84,11 +87,14 @@ def _records(scenario: Scenario, data_dir: Path | None) -> Records:
         raise ConsiliumError(errors.SCENARIO_INVALID, "data: a query and its columns are needed")
     if data_dir is None:
         raise ConsiliumError(errors.SCENARIO_INVALID, "data.query: give the folder it reads with --data")
-    return query.read_records(scenario.data.query, scenario.columns, scenario.split.column, data_dir)
+    return query.read_records(
+        scenario.data.query, scenario.columns, scenario.split.column, data_dir, scenario.task, scenario.pretraining
+    )
 
 
-def _check_labels(records: Records, task: TaskSpec) -> None:
-    unknown = sorted(label for label in set(records.labels) if not task.accepts(label))
+def _check_labels(records: Records, scenario: Scenario) -> None:
+    unlabelled = {""} if pretrains_unlabelled(scenario.task, scenario.pretraining) else set()
+    unknown = sorted(label for label in set(records.labels) - unlabelled if not scenario.task.accepts(label))
     if unknown:
         shown = ", ".join(repr(label[:40]) for label in unknown[:5])
         raise ConsiliumError(errors.TASK_LABEL_UNKNOWN, f"{shown}{' and others' if len(unknown) > 5 else ''}")
@@ -201,5 +207,5 @@ def _site_data(
 
 def _examples(records: Records, units: NDArray[np.int64], rows: NDArray[np.int64]) -> Examples:
     subgroups = {name: tuple(values[i] for i in rows) for name, values in records.subgroups.items()}
-    texts, labels = tuple(records.texts[i] for i in rows), tuple(records.labels[i] for i in rows)
-    return Examples(texts, labels, _dense(units[rows].tolist()), subgroups)
+    contents, labels = tuple(records.contents[i] for i in rows), tuple(records.labels[i] for i in rows)
+    return Examples(contents, labels, _dense(units[rows].tolist()), subgroups)

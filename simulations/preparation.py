@@ -92,7 +92,7 @@ def prepare(
     Raises what is wrong with the data (CSL-5xx), the backbone or the adapter (CSL-3xx).
     """
     sites = load_sites(scenario, data_dir)
-    folder, manifest = locate_backbone(scenario.backbone)
+    folder, manifest = locate_backbone(scenario.backbone, data_dir)
     backbone = backbones.load(folder, manifest, device=device)
     stream = hashlib.sha256(f"consilium/simulation/{scenario.name}/{scenario.seed}".encode()).hexdigest()
     task = task_for(scenario.task, backbone, stream)
@@ -111,7 +111,7 @@ def prepare(
         for site in sites:
             examples = of(site)
             with watch.timed("features"):
-                encoded = (objective or task).encode(examples.texts, examples.labels, examples.units)
+                encoded = (objective or task).encode(examples.contents, examples.labels, examples.units)
                 made[site.site] = Features(
                     model, encoded, objective=objective, precision=kept, alone=alone, store=store
                 )
@@ -136,8 +136,11 @@ def prepare(
     )
 
 
-def locate_backbone(choice: BackboneChoice) -> tuple[Path, BackboneManifest]:
-    """Return a backbone's folder and its manifest: the pinned one of a known package, else one made from its files."""
+def locate_backbone(choice: BackboneChoice, data_dir: Path | None = None) -> tuple[Path, BackboneManifest]:
+    """Return a backbone's folder and its manifest: the pinned one of a known package, else one made from its files.
+
+    data_dir  where a folder is looked for that is not found as it is given
+    """
     if choice.package == KNOWN_PACKAGE:
         return backbones.locate_package(choice.package), backbones.MINILM
     if choice.package is not None:
@@ -145,7 +148,9 @@ def locate_backbone(choice: BackboneChoice) -> tuple[Path, BackboneManifest]:
     elif choice.hub is not None and choice.revision is not None:
         folder, source, revision = backbones.locate_hub(choice.hub, choice.revision), choice.hub, choice.revision
     else:
-        folder = backbones.locate_folder(Path(choice.folder or ""))
+        given = Path(choice.folder or "")
+        below = data_dir is not None and not given.is_dir() and (data_dir / given).is_dir()
+        folder = backbones.locate_folder(data_dir / given if data_dir is not None and below else given)
         source, revision = f"folder {folder.name}", "local"
     manifest = backbones.describe(
         folder,

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from client.config import Column, Query
+from client.contents import pretrains_unlabelled
 from common import errors
 from common.errors import ConsiliumError
 from common.parts import Line, Name, Part, validate
@@ -65,18 +66,35 @@ class Data(Part):
 class Columns(Part):
     """Which column of the query's result plays which part.
 
+    text        the record itself, or instead:
+    path        the file of an image or a recording, below ``--data``, or instead:
+    fields      true: the query returns columns named as the task's fields
+    label       needed where the task looks at labels; without a label, a record is for pretraining alone
     site        the institution; without it a partition rule makes the sites
     unit        whose presence is hidden (a patient); needed for privacy.unit = 'patient'
     group       what must not be on both sides of a split, at any site (a document, a disease)
     subgroups   columns for local reports of disparity
     """
 
-    text: Column
-    label: Column
+    text: Column | None = None
+    path: Column | None = None
+    fields: bool = False
+    label: Column | None = None
     site: Column | None = None
     unit: Column | None = None
     group: Column | None = None
     subgroups: tuple[Column, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        if [self.text is not None, self.path is not None, self.fields].count(True) != 1:
+            raise ValueError("give one of text, path and fields = true")
+        return self
+
+    @property
+    def content(self) -> Literal["text", "path", "fields"]:
+        """Which of the three names what a record is."""
+        return "text" if self.text is not None else "path" if self.path is not None else "fields"
 
 
 class Split(Part):
@@ -112,7 +130,10 @@ class Partition(Part):
 
 
 class BackboneChoice(Part):
-    """Where the backbone's bytes are: an installed package, a folder, or a hub repository at a full revision."""
+    """Where the backbone's bytes are: an installed package, a folder, or a hub repository at a full revision.
+
+    folder  as the command sees it, or where there is none of that name, below ``--data``
+    """
 
     package: Name | None = None
     folder: Line | None = None
@@ -269,7 +290,20 @@ def _contradictions(scenario: Scenario) -> tuple[tuple[bool, str], ...]:
     patients = scenario.privacy.unit is Unit.PATIENT
     charges = scenario.privacy.max_charges
     named = columns is not None and columns.site is not None
+    content = {"text": "text", "fields": "fields"}.get(scenario.task.content, "path")
     return (
+        (corpus is not None and content != "text", f"task: reads {scenario.task.content}, and a corpus is of texts"),
+        (
+            columns is not None and columns.content != content,
+            f"columns: {content} is needed, because the task reads {scenario.task.content}",
+        ),
+        (
+            columns is not None
+            and columns.label is None
+            and scenario.task.reads_labels
+            and not pretrains_unlabelled(scenario.task, scenario.pretraining),
+            "columns.label: the task looks at labels",
+        ),
         (corpus is None and columns is None, "columns: a query needs them (text, label, ...)"),
         (corpus is not None and columns is not None, "columns: a corpus has its own"),
         (corpus is not None and scenario.partition is not None, "partition: a corpus has its own hospitals"),

@@ -75,7 +75,7 @@ class Bench:
         model = attached(scenario)
 
         def encoded(examples: Examples) -> Encoded:
-            return model.task.encode(examples.texts, examples.labels, examples.units)
+            return model.task.encode(examples.contents, examples.labels, examples.units)
 
         return cls(
             scenario,

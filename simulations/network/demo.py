@@ -153,7 +153,7 @@ def write_notes(path: Path, hospital: SiteData) -> None:
         writer = csv.writer(stream)
         writer.writerow(("text", "label", "patient", "split"))
         for split, examples in splits:
-            for text, label, unit in zip(examples.texts, examples.labels, examples.units, strict=True):
+            for text, label, unit in zip(examples.contents, examples.labels, examples.units, strict=True):
                 writer.writerow((text, label, f"{split}-{unit}", split))
 
 

@@ -159,7 +159,7 @@ def test_relative_paths_are_below_the_file_wherever_the_process_goes(
         ("[data]", "[data]\nsplit = { test = 1.0 }", "data.split.test"),
         ("[data]", "[data]\nsplit = { test = nan }", "data.split.test"),
         ('label = "label" }', 'label = "label", split = "side" }\nsplit = { test = 0.2 }', "data"),
-        (', label = "label" }', " }", "data.columns.label"),
+        (', label = "label" }', ', label = "" }', "data.columns.label"),
         ("[data]", "[backbone]\n[data]", "backbone"),
         ("[data]", '[backbone]\nfolder = "a"\npackage = "b"\n[data]', "backbone"),
         ("[data]", '[backbone]\nfolder = "a"\nfrom_operator = true\n[data]', "backbone"),
@@ -267,9 +267,13 @@ def test_an_address_with_a_secret_or_of_an_unknown_kind_is_refused_unrepeated(fo
         ('folder = "data"', 'folder = "data"\npassword = "env:SECRET"'),
         ('folder = "data"', 'url = "sqlite:///notes.sqlite"\npassword = "env:SECRET"'),
         ('folder = "data"', DATABASE.replace("credential:notes", "hunter2")),
-        ('folder = "data"', 'folder = "data"\nimages = "images"'),
+        ('folder = "data"', 'folder = "data"\nfiles = "images"'),
         ('text = "note",', ""),
         ('text = "note",', 'text = "note", path = "file",'),
+        ('text = "note",', 'text = "note", fields = true,'),
+        ('text = "note",', "fields = false,"),
+        ('text = "note", label = "label"', "fields = true"),
+        ('folder = "data"', 'folder = "data"\nimages = "images"'),
         ('folder = "data"\n', ""),
     ],
 )
@@ -280,9 +284,9 @@ def test_a_source_is_one_and_whole(folder: Path, old: str, new: str) -> None:
     assert "hunter2" not in str(error)
 
 
-def test_images_of_a_database_need_a_folder(folder: Path) -> None:
+def test_files_of_a_database_need_a_folder(folder: Path) -> None:
     paths = changed('text = "note",', 'path = "file",')
-    assert load(folder, paths).data.images_folder == folder / "data"
-    there = changed('folder = "data"', 'url = "sqlite:///notes.sqlite"\nimages = "pacs"', paths)
-    assert load(folder, there).data.images_folder == folder / "pacs"
-    assert refused(folder, changed('\nimages = "pacs"', "", there)).code == "CSL-531"
+    assert load(folder, paths).data.files_folder == folder / "data"
+    there = changed('folder = "data"', 'url = "sqlite:///notes.sqlite"\nfiles = "pacs"', paths)
+    assert load(folder, there).data.files_folder == folder / "pacs"
+    assert refused(folder, changed('\nfiles = "pacs"', "", there)).code == "CSL-531"

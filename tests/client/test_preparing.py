@@ -104,7 +104,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(data: Data) -> dict[Role, TextColumn]:
         raise AssertionError("a record was read")
 
-    monkeypatch.setattr("client.records.read_columns", read)
+    monkeypatch.setattr("client.records.read_with_fields", read)
 
 
 def test_a_workload_trains_and_evaluates_on_the_records_of_the_query(

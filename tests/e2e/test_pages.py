@@ -140,7 +140,7 @@ def write_records(path: Path, number: int) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("text", "label", "patient"))
-        for text, label, unit in zip(hospital.train.texts, hospital.train.labels, hospital.train.units, strict=True):
+        for text, label, unit in zip(hospital.train.contents, hospital.train.labels, hospital.train.units, strict=True):
             writer.writerow((text, label, f"p{unit}"))
 
 

@@ -23,7 +23,7 @@ def of(records: Records, site: str) -> list[tuple[str, str]]:
     assert records.sites is not None
     return [
         (text, label)
-        for text, label, owner in zip(records.texts, records.labels, records.sites, strict=True)
+        for text, label, owner in zip(map(str, records.contents), records.labels, records.sites, strict=True)
         if owner == site
     ]
 
@@ -97,13 +97,17 @@ def test_disparity_makes_some_subgroups_vaguer() -> None:
     records = generate(corpus(disparity=0.4, patients=1000), 1)
 
     def vague(column: str, value: str) -> float:
-        chosen = [is_vague(t) for t, v in zip(records.texts, records.subgroups[column], strict=True) if v == value]
+        chosen = [
+            is_vague(t)
+            for t, v in zip(map(str, records.contents), records.subgroups[column], strict=True)
+            if v == value
+        ]
         return float(np.mean(chosen))
 
     assert vague("sex", "female") > vague("sex", "male") + 0.1
     assert vague("age", "65+") > vague("age", "18-64") + 0.1
     even = generate(corpus(disparity=0.0), 1)
-    assert not any(is_vague(text) for text in even.texts)
+    assert not any(is_vague(text) for text in map(str, even.contents))
 
 
 def test_vague_findings_fit_two_neighbouring_categories() -> None:
@@ -111,7 +115,7 @@ def test_vague_findings_fit_two_neighbouring_categories() -> None:
     for between, phrases in enumerate(VAGUE):
         labels = {
             label
-            for text, label in zip(records.texts, records.labels, strict=True)
+            for text, label in zip(map(str, records.contents), records.labels, strict=True)
             if any(p in text.lower() for p in phrases)
         }
         assert labels == {CATEGORIES[between], CATEGORIES[between + 1]}

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConsiliumError
+from common.task_specs import TextClassification
 from simulations.query import read_records
 from simulations.scenario import Columns
 
 COLUMNS = Columns(text="note", label="label")
+TASK = TextClassification(labels=("fit", "ill"))
 
 
 @pytest.fixture
@@ -30,6 +32,6 @@ def folder(tmp_path: Path) -> Path:
 )
 def test_every_column_named_is_there_and_filled(sql: str, code: str, folder: Path) -> None:
     with pytest.raises(ConsiliumError) as caught:
-        read_records(sql, COLUMNS, None, folder)
+        read_records(sql, COLUMNS, None, folder, TASK)
     assert caught.value.code == code
     assert "columns." in str(caught.value)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from client.config import SiteConfig
@@ -15,11 +16,13 @@ Row = tuple[object, object, object, object]
 QUERY = "FROM read_csv('notes.csv', all_varchar = true, nullstr = 'NULL', quote = '\"')"
 
 
-def site_file(folder: Path, columns: dict[str, str], *, query: str = QUERY, source: str = 'folder = "."') -> SiteConfig:
+def site_file(
+    folder: Path, columns: Mapping[str, str | bool], *, query: str = QUERY, source: str = 'folder = "."'
+) -> SiteConfig:
     """Write `site.toml`, with an identity that `env:SITE_PASSPHRASE` opens."""
     if not (folder / "identity.pem").exists():
         write_identity(folder / "identity.pem", IDENTITY, PASSPHRASE)
-    named = "".join(f'{role} = "{name}"\n' for role, name in columns.items())
+    named = "".join(f"{role} = {json.dumps(name)}\n" for role, name in columns.items())
     (folder / "site.toml").write_text(f"""
 site = "north"
 operator = "{"5a" * 32}"

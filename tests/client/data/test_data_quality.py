@@ -157,6 +157,7 @@ def test_rows_are_numbered_as_the_query_returns_them(tmp_path: Path) -> None:
     assert (found.rows, found.records, found.unknown_sides) == (7, 5, 1)
     assert found.missing == {"text": 1, "label": 0, "unit": 1, "split": 0}
     assert found.classes == {"no": 3, "yes": 2}
+    assert found.exact is not None
     assert found.exact.groups == 0
     assert found.near is not None
     assert (found.near.rows, found.near.across_sides) == (((1, 2),), 1)
@@ -197,7 +198,7 @@ def test_looking_changes_nothing_of_what_a_site_trains_on(tmp_path: Path, monkey
     assert found["exact"]["groups"] >= 9
     assert found["labels"]["suspected"] >= WRONG - 2
     for one, other in zip(before, load(site, study, IDENTITY), strict=True):
-        assert (one.texts, one.labels, one.units.tolist()) == (other.texts, other.labels, other.units.tolist())
+        assert (one.contents, one.labels, one.units.tolist()) == (other.contents, other.labels, other.units.tolist())
     assert sum(map(len, before)) == len(rows) + 9
 
 
@@ -209,6 +210,7 @@ def test_identical_images_are_duplicates_whatever_their_names(tmp_path: Path) ->
     found, paths = examine(
         site_file(tmp_path, {"path": "note", "label": "label", "unit": "patient", "split": "side"}).data, None
     )
+    assert found.exact is not None
     assert (found.records, found.exact.rows, found.exact.across_units) == (3, ((1, 2),), 1)
     assert found.near is None
     assert found.labels.why_not

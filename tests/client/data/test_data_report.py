@@ -94,7 +94,7 @@ def test_unreadable_images_are_counted_and_their_pixels_are_in_the_fingerprint(t
     rows: list[Row] = [("p1", name, "no", "train") for name in ("a.png", "b.png", "c.png", "")]
     columns = {"path": "note", "label": "label"}
     report = reported(tmp_path, rows, columns)
-    assert (report.kept.records, report.dropped, report.missing["path"]) == (1, {"image": 2, "path": 1}, 1)
+    assert (report.kept.records, report.dropped, report.missing["path"]) == (1, {"file": 2, "path": 1}, 1)
     pillow.fromarray(pixels + 1).save(tmp_path / "a.png")
     assert reported(tmp_path, rows, columns).fingerprint != report.fingerprint
     with pytest.raises(ConsiliumError) as raised:

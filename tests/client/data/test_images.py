@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from client import images
-from client.images import Image, read_image
+from client.images import read_image, shrunk
+from common.contents import Image
 from common.errors import ConsiliumError
 
 pillow = pytest.importorskip("PIL.Image")
@@ -221,3 +222,13 @@ def test_a_dicom_file_of_baseline_jpeg_is_read_in_its_colours(read: Read) -> Non
         found = read(raw.getvalue())
         assert found is not None
         assert np.abs(found.astype(int) - whole.reshape(16, 16, -1)).max() <= 3
+
+
+def test_an_image_is_brought_near_the_size_that_a_study_reads() -> None:
+    whole = np.random.default_rng(1).integers(0, 256, (70, 101, 3), dtype=np.uint8)
+    found = shrunk(whole, 16)
+    assert (found.shape, str(found.dtype)) == ((17, 25, 3), "uint8")
+    blocks = whole[:68, :100].reshape(17, 4, 25, 4, 3).mean(axis=(1, 3))
+    assert np.array_equal(found, np.rint(blocks))
+    assert shrunk(whole, 36) is whole
+    assert min(shrunk(whole, 1).shape[:2]) == 1

@@ -75,7 +75,7 @@ def refused(folder: Path, rows: Iterable[Row], study: Study = PATIENTS, **column
 
 
 def triples(examples: Examples) -> set[tuple[str, str]]:
-    return set(zip(examples.texts, examples.labels, strict=True))
+    return set(zip(map(str, examples.contents), examples.labels, strict=True))
 
 
 def test_a_patient_is_one_unit_with_all_its_records_on_one_side(tmp_path: Path) -> None:
@@ -84,10 +84,12 @@ def test_a_patient_is_one_unit_with_all_its_records_on_one_side(tmp_path: Path) 
     train, test = loaded(tmp_path, rows)
     assert len(train) + len(test) == len(rows)
     for examples in (train, test):
-        pairs = {(owner[text], unit) for text, unit in zip(examples.texts, examples.units.tolist(), strict=True)}
+        pairs = {
+            (owner[text], unit) for text, unit in zip(map(str, examples.contents), examples.units.tolist(), strict=True)
+        }
         units = {unit for _, unit in pairs}
         assert units == set(range(len(pairs)))
-    assert not {owner[text] for text in train.texts} & {owner[text] for text in test.texts}
+    assert not {owner[text] for text in map(str, train.contents)} & {owner[text] for text in map(str, test.contents)}
 
 
 def test_a_record_is_one_unit_where_the_study_hides_records(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_a_side_is_for_ever_whatever_else_the_query_returns(tmp_path: Path, stud
 def test_the_order_of_the_rows_changes_nothing(tmp_path: Path, study: Study) -> None:
     forward, backward = loaded(tmp_path, many(), study), loaded(tmp_path, reversed(many()), study)
     for one, other in zip(forward, backward, strict=True):
-        assert (one.texts, one.labels, one.units.tolist()) == (other.texts, other.labels, other.units.tolist())
+        assert (one.contents, one.labels, one.units.tolist()) == (other.contents, other.labels, other.units.tolist())
 
 
 def test_removing_a_patient_moves_no_record_of_another(tmp_path: Path) -> None:
@@ -172,14 +174,14 @@ def test_a_record_that_cannot_be_read_is_left_out_and_changes_nothing_else(
     with caplog.at_level(logging.WARNING, "consilium.records"):
         broken = loaded(tmp_path, [*BROKEN, *rows], split="side")
     for one, other in zip(whole, broken, strict=True):
-        assert (one.texts, one.labels, one.units.tolist()) == (other.texts, other.labels, other.units.tolist())
+        assert (one.contents, one.labels, one.units.tolist()) == (other.contents, other.labels, other.units.tolist())
     assert caplog.messages == [f"{len(BROKEN)} of {len(rows) + len(BROKEN)} records cannot be read and are left out"]
 
 
 def test_a_split_column_decides_and_validation_is_on_neither_side(tmp_path: Path) -> None:
     rows: list[Row] = [("a", "one", "yes", "train"), ("b", "two", "no", "validation"), ("c", "three", "no", "test")]
     train, test = loaded(tmp_path, rows, split="side")
-    assert (train.texts, test.texts) == (("one",), ("three",))
+    assert (train.contents, test.contents) == (("one",), ("three",))
 
 
 def test_a_unit_on_two_sides_or_an_unknown_side_is_refused(tmp_path: Path) -> None:

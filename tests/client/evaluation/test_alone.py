@@ -45,7 +45,7 @@ def model() -> AdaptedModel:
 def encoded(model: AdaptedModel) -> Encoded:
     hospitals = tuple(Hospital(name=name, patients=RECORDS, style="narrative") for name in ("A", "B", "C"))
     notes = generate(TriageCorpus(hospitals=hospitals, max_notes=1), 7)
-    return model.task.encode(notes.texts[:RECORDS], notes.labels[:RECORDS], np.arange(RECORDS))
+    return model.task.encode(notes.contents[:RECORDS], notes.labels[:RECORDS], np.arange(RECORDS))
 
 
 def crafted(model: AdaptedModel, seed: int) -> NDArray[np.float32]:
