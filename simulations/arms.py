@@ -32,12 +32,14 @@ class Learner:
     weight       its weight in the mean
     plan         how it trains privately; None trains without clipping and noise
     pretraining  what it learns from without labels in the first rounds, where the study has such
+    own          where its rank is smaller: the model that it trains, and where its vector's numbers lie in the shared
     """
 
     features: Features
     weight: float
     plan: PrivacyPlan | None = None
     pretraining: Features | None = None
+    own: tuple[AdaptedModel, NDArray[np.int64]] | None = None
 
     def features_in(self, model: AdaptedModel, round_index: int) -> Features:
         """Return the records of a round."""
@@ -143,30 +145,33 @@ def mean_update(
 ) -> NDArray[np.float64]:
     """Train every member of an arm for one round and return the weighted mean of their updates, (dimension,).
 
+    Of a number that only some members train it is the mean over these.
+
     Arguments as for :func:`train_arm`
     """
-    total = sum(learner.weight for learner in learners)
-    mean = np.zeros(len(vector), dtype=np.float64)
+    total, weights = np.zeros(len(vector), dtype=np.float64), np.zeros(len(vector), dtype=np.float64)
     for learner in learners:
+        own, places = learner.own or (model, np.arange(len(vector)))
         if learner.plan is None:
             update = train_plainly(
-                model,
+                own,
                 learner.features_in(model, round_index),
                 training,
                 noise,
-                start=vector,
+                start=vector[places],
                 round_index=round_index,
                 sampling_rate=sampling_rate,
             )
         else:
             update = train_privately(
-                model,
+                own,
                 learner.features_in(model, round_index),
                 learner.plan,
                 training,
                 noise,
-                start=vector,
+                start=vector[places],
                 round_index=round_index,
             )
-        mean += learner.weight / total * update.astype(np.float64)
-    return mean
+        total[places] += learner.weight * update.astype(np.float64)
+        weights[places] += learner.weight
+    return np.asarray(total / weights)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.training.features import Features
 from client.training.noise import NoiseSource
-from common.adapters import Vector
+from common.adapters import AdaptedModel, Vector, attach_at, ranks, shapes_of
 from common.identity import SiteId
 from common.privacy.bounds import band
 from common.privacy.plan import PrivacyPlan
@@ -53,6 +54,7 @@ class Comparison:
     ) -> None:
         self._scenario, self._prepared, self._privacy = scenario, prepared, privacy
         self._progress, self._noise = progress, noise
+        self._truncated: dict[SiteId, tuple[AdaptedModel, NDArray[np.int64]]] = {}
 
     def tune(self, arms: Sequence[str]) -> tuple[dict[str, Training], Tuning | None]:
         """Return each arm's training settings and how they were chosen; the scenario's own where nothing is tuned."""
@@ -136,11 +138,25 @@ class Comparison:
         else:
             learners = [
                 Learner(
-                    own, band(units[site]), self._plan(training, site) if arm == FEDERATED else None, before.get(site)
+                    own,
+                    band(units[site]),
+                    self._plan(training, site) if arm == FEDERATED else None,
+                    before.get(site),
+                    self._own(site),
                 )
                 for site, own in features.items()
             ]
         return dict.fromkeys(features, self._train(learners, training, advance))
+
+    def _own(self, site: SiteId) -> tuple[AdaptedModel, NDArray[np.int64]] | None:
+        """Return the model of a site whose rank is smaller than the study's, and where its numbers lie."""
+        model = self._prepared.model
+        if model.spec.rank_at(site) == model.spec.rank:
+            return None
+        if site not in self._truncated:
+            places = ranks.places(model.spec, shapes_of(model), model.spec.rank_at(site))
+            self._truncated[site] = attach_at(model, site, self._prepared.stream), places
+        return self._truncated[site]
 
     def _train(self, learners: Sequence[Learner], training: Training, advance: Callable[[], None]) -> Vector:
         return train_arm(
