@@ -63,6 +63,10 @@ def take_steps(
 ) -> Vector:
     """Take a round's optimizer steps from ``start`` along ``gradient()`` and return end minus start.
 
+    Guarantee: nothing beside ``gradient()`` depends on a record. The pull of FedProx [Li et al. 2020, eq. 2] is added
+    to a gradient that is noised already, and made of public values and of weights that noised gradients moved: it is
+    post-processing.
+
     The optimizer is made anew in each round from the model's own parameters, after the adapter is in place: one made
     earlier would hold parameters that the model no longer uses [opacus issue 820]. Its state never outlives the round.
     """
@@ -73,7 +77,10 @@ def take_steps(
         progress = (round_index * training.steps_per_round + step) / (training.rounds * training.steps_per_round)
         for group in optimizer.param_groups:
             group["lr"] = training.site_rate(progress)
-        write_gradient(parameters, gradient())
+        found = gradient()
+        if training.proximal:
+            found = found + training.proximal * (model.read_vector().astype(np.float64) - start)
+        write_gradient(parameters, found)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     end = model.read_vector()
