@@ -25,6 +25,7 @@ from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
 from simulations.audit.command import audit
+from simulations.curve.command import curve
 from simulations.metrics import Metrics
 from simulations.options import Engine, check_engine, prepare_machine
 from simulations.progress import RichProgress
@@ -97,6 +98,7 @@ def run(
 
 
 app.command()(audit)
+app.command()(curve)
 app.command()(tune)
 
 

@@ -60,6 +60,7 @@ LIGHT = (
     "server.distribution",
     "server.witnesses",
     "simulations.cli",
+    "simulations.curve.page",
     "simulations.metrics",
     "simulations.report",
     "simulations.scenario",
@@ -86,6 +87,7 @@ def test_a_light_module_loads_without_the_machine_learning_stack(module: str) ->
     ("module", "arguments"),
     [
         ("simulations.cli", ["--help"]),
+        ("simulations.cli", ["curve", "--help"]),
         ("client.cli", ["--help"]),
         ("client.cli", ["ledger", "--help"]),
         ("client.cli", ["data", "--help"]),

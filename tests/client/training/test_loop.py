@@ -203,6 +203,21 @@ def test_plain_gradients_are_the_private_ones_without_clip_and_noise(model: Adap
     assert np.allclose(private, plain, rtol=1e-3, atol=1e-6)
 
 
+def test_a_plain_round_whose_samples_are_empty_moves_nothing_and_is_no_fault(
+    model: AdaptedModel, encode: Encode
+) -> None:
+    update = train_plainly(
+        model,
+        Features(model, encode(4)),
+        TRAINING,
+        Chosen(drawn=()),
+        start=away(model),
+        round_index=0,
+        sampling_rate=0.5,
+    )
+    assert not update.any()
+
+
 def test_plain_training_lowers_the_loss(model: AdaptedModel, encode: Encode) -> None:
     features, start = Features(model, encode(12)), model.read_vector()
     everything = np.arange(12)
