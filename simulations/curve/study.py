@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +58,11 @@ def curve_scenario(
         if whole is None or whole[0] != (cell.way, cell.seed):
             # Let go of the last one first: two may not fit in memory.
             whole = None
-            whole = (
-                (cell.way, cell.seed),
-                prepare(chosen, data_dir, resolve_device(device), SilentProgress(), Stopwatch()),
-            )
-            check(whole[1].model, whole[1].task)
-        prepared = limited(whole[1], cell.labels, cell.seed)
+            narrow = partial(drawn, labels=max(other.labels for other in asked), seed=cell.seed)
+            ready = prepare(chosen, data_dir, resolve_device(device), SilentProgress(), Stopwatch(), narrow=narrow)
+            check(ready.model, ready.task)
+            whole = (cell.way, cell.seed), ready
+        prepared = limited(whole[1], cell.labels)
         quality = quality_of(chosen, prepared, private=cell.epsilon is not None, engine=engine)
         rows.append(
             Row(
@@ -96,45 +97,45 @@ def quality_of(scenario: Scenario, prepared: Prepared, *, private: bool, engine:
     return Quality.pooled(own_tests(prepared, federation).values())
 
 
-def limited(prepared: Prepared, labels: int, seed: int) -> Prepared:
-    """Return sites that train on no more than so many labelled records each, and validate on none.
+def drawn(site: SiteData, labels: int, seed: int) -> SiteData:
+    """Return a site with its training units numbered in an order that seed and name alone decide, and the first kept.
 
-    Whole units are kept, as many as fit and at least one: those that come first in an order that seed and site alone
-    decide, so that more labels always hold all of the fewer. Test records stay as they are.
+    labels  most training records that remain, as in :func:`first_units`; there are no validation records
     """
-    sites, training = [], {}
-    for number, site in enumerate(prepared.sites):
-        order = np.random.default_rng([seed, 0x1AB, number])
-        rows = first_units(site.train.units, labels, order)
-        train = _some(site.train, rows)
-        sites.append(SiteData(site.site, train, _some(site.validation, rows[:0]), site.test))
-        training[site.site] = prepared.training[site.site].subset(rows, train.units)
+    dice = np.random.default_rng([seed, zlib.crc32(site.site.encode())])
+    places = dice.permutation(len(np.unique(site.train.units)))
+    train = dataclasses.replace(site.train, units=places[site.train.units])
     nothing = np.empty(0, dtype=np.int64)
     return dataclasses.replace(
-        prepared,
-        sites=tuple(sites),
-        training=training,
-        validation={site: features.subset(nothing, nothing) for site, features in prepared.validation.items()},
+        site, train=_some(train, first_units(train.units, labels)), validation=_some(site.validation, nothing)
     )
 
 
-def first_units(units: NDArray[np.int64], labels: int, order: np.random.Generator) -> NDArray[np.int64]:
-    """Return the records, rising, of the first units in a random order that together have at most ``labels`` records.
+def limited(prepared: Prepared, labels: int) -> Prepared:
+    """Return drawn sites of which each trains on no more than so many records; more hold all of the fewer."""
+    sites, training = [], {}
+    for site in prepared.sites:
+        rows = first_units(site.train.units, labels)
+        train = _some(site.train, rows)
+        sites.append(dataclasses.replace(site, train=train))
+        training[site.site] = prepared.training[site.site].subset(rows, train.units)
+    return dataclasses.replace(prepared, sites=tuple(sites), training=training)
 
-    units  (records,) int64, the unit of each record, dense from 0; one unit is always kept where there is any
+
+def first_units(units: NDArray[np.int64], labels: int) -> NDArray[np.int64]:
+    """Return the records, rising, of the first units that together have at most ``labels``, and of one unit at least.
+
+    units  (records,) int64, the unit of each record, dense from 0
     """
-    sizes = np.bincount(units)
-    drawn = order.permutation(len(sizes))
-    fitting = int(np.searchsorted(np.cumsum(sizes[drawn]), labels, side="right"))
-    return np.flatnonzero(np.isin(units, drawn[: max(1, fitting)]))
+    fitting = int(np.searchsorted(np.cumsum(np.bincount(units)), labels, side="right"))
+    return np.flatnonzero(units < max(1, fitting))
 
 
 def _some(examples: Examples, rows: NDArray[np.int64]) -> Examples:
-    """Return some records, their units dense from 0."""
-    _, units = np.unique(examples.units[rows], return_inverse=True)
+    """Return some records, all of the first units or none, so that these stay dense from 0."""
     return Examples(
         tuple(examples.texts[row] for row in rows),
         tuple(examples.labels[row] for row in rows),
-        units.astype(np.int64),
+        examples.units[rows],
         {name: tuple(values[row] for row in rows) for name, values in examples.subgroups.items()},
     )

@@ -281,7 +281,7 @@ def _be(being: Callable[[Path, int], None], file: Path, seed: int) -> None:
 
 
 def _until_released(started: Mapping[str, ForkServerProcess], laid: LaidOut) -> None:
-    end = time.monotonic() + SLOWEST
+    end = time.monotonic() + 2 * SLOWEST
     while started["operator"].exitcode is None:
         assert time.monotonic() < end, (laid.server.parent / "log").read_text()[-3000:]
         assert all(process.exitcode is None for name, process in started.items() if name != "operator"), [
