@@ -227,7 +227,7 @@ def cell_interval(mark: Mark, domain: tuple[float, float], reference: float) -> 
 def swatch(kind: str) -> str:
     """Draw one mark for a legend; decoration, since the legend names it."""
     return (
-        f'<svg class="swatch" width="18" height="14" viewBox="0 0 18 14" aria-hidden="true">{_shape(kind, 9, 7)}</svg>'
+        f'<svg class="swatch" width="18" height="14" viewBox="0 0 18 14" aria-hidden="true">{shape(kind, 9, 7)}</svg>'
     )
 
 
@@ -307,12 +307,12 @@ def _marks(marks: Sequence[Mark], axis: Axis, middle: float, link: tuple[str, st
         start, end = values[link[0]], values[link[1]]
         parts.append(segment(axis.at(start), middle, axis.at(end), middle, "gain" if end >= start else "loss"))
     for mark in marks:
-        shape = _shape(mark.kind, axis.at(mark.value), middle)
-        parts.append(f"<g>{shape}<title>{safe(mark.hint)}</title></g>")
+        drawn = shape(mark.kind, axis.at(mark.value), middle)
+        parts.append(f"<g>{drawn}<title>{safe(mark.hint)}</title></g>")
     return "".join(parts)
 
 
-def _shape(kind: str, x: float, y: float) -> str:
+def shape(kind: str, x: float, y: float) -> str:
     """A shape of its own for each kind, so that colour is never the only difference."""
     if kind == "nonprivate":
         return f'<path class="mark {kind}" d="M{x:.1f} {y - 6.5:.1f}l6.5 6.5l-6.5 6.5l-6.5 -6.5z"/>'

@@ -24,7 +24,9 @@ from rich.text import Text
 from common import errors
 from common.console import coded_errors
 from common.errors import ConsiliumError
+from common.ways import FAMILIES, TASKS, WAYS, fits
 from simulations.audit.command import audit
+from simulations.curve.command import curve
 from simulations.metrics import Metrics
 from simulations.options import Engine, check_engine, prepare_machine
 from simulations.progress import RichProgress
@@ -97,6 +99,7 @@ def run(
 
 
 app.command()(audit)
+app.command()(curve)
 app.command()(tune)
 
 
@@ -108,6 +111,30 @@ def scenarios() -> None:
         scenario = load(locate(name))
         table.add_row(name, scenario.title, "generated" if scenario.synthetic else "needs --data")
     Console().print(table)
+
+
+@app.command()
+def ways(
+    task: Annotated[str | None, typer.Option(help=f"one of: {', '.join(TASKS)}; default: all")] = None,
+    backbone: Annotated[str | None, typer.Option(help=f"one of: {', '.join(FAMILIES)}; default: all")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the list on stdout, and nothing else")] = False,
+) -> None:
+    """List the ways to transfer, with which tasks and backbones each goes together, and why not where it does not."""
+    for option, value, known in (("--task", task, TASKS), ("--backbone", backbone, FAMILIES)):
+        if value is not None and value not in known:
+            raise typer.BadParameter(f"{option}: choose from {', '.join(known)}")
+    found = [fit for fit in fits() if task in (None, fit.task) and backbone in (None, fit.backbone)]
+    if json:
+        typer.echo(dumps([asdict(fit) for fit in found], indent=2))
+        return
+    table = Table("way", "what trains", "goes with", box=None, header_style="bold")
+    for name, way in WAYS.items():
+        own = [fit for fit in found if fit.way == name]
+        table.add_row(name, way.about, f"{sum(fit.supported for fit in own)} of {len(own)}")
+    Console().print(table)
+    for reason in dict.fromkeys(fit.reason for fit in found if fit.reason is not None):
+        there = dict.fromkeys(f"{fit.way}, {fit.task}" for fit in found if fit.reason == reason)
+        Console().print(Text(f"{reason}: {len(there)} pairs, such as {next(iter(there))}"), soft_wrap=True)
 
 
 def show(metrics: Metrics, report: Path, console: Console) -> None:

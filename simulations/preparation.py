@@ -82,16 +82,18 @@ def prepare(
     *,
     precision: Precision = Precision.FULL,
     store: FeatureStore | None = None,
+    narrow: Callable[[SiteData], SiteData] = lambda site: site,
 ) -> Prepared:
     """Load data and backbone, attach the adapter, compute the frozen prefix once.
 
     device     as :func:`resolve_device` returns it
     precision  of the training passes; evaluation is always in full precision
     store      where all sites' frozen prefixes are kept; None keeps them in memory
+    narrow     what is left of each site's records, before anything is computed on them
 
     Raises what is wrong with the data (CSL-5xx), the backbone or the adapter (CSL-3xx).
     """
-    sites = load_sites(scenario, data_dir)
+    sites = tuple(narrow(site) for site in load_sites(scenario, data_dir))
     folder, manifest = locate_backbone(scenario.backbone, data_dir)
     backbone = backbones.load(folder, manifest, device=device)
     stream = hashlib.sha256(f"consilium/simulation/{scenario.name}/{scenario.seed}".encode()).hexdigest()

@@ -40,7 +40,14 @@ ARMS = {
     "federated_nonprivate": "Together, no privacy",
     "centralised_nonprivate": "All records in one place",
 }
-NAMES = {"sgd": "SGD", "adam": "Adam", "fedavg": "FedAvg", "fedadam": "FedAdam"}
+NAMES = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "fedavg": "FedAvg",
+    "fedmomentum": "FedAvg with momentum",
+    "fedadam": "FedAdam",
+    "fedyogi": "FedYogi",
+}
 PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "evaluation", "baselines")
 
 

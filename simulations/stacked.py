@@ -147,7 +147,11 @@ class StackedTraining:
             progress = (round_index * training.steps_per_round + step) / (training.rounds * training.steps_per_round)
             for group in optimizer.param_groups:
                 group["lr"] = training.site_rate(progress)
-            weights.grad = self._noised(sites, joined, weights.detach(), failed).to(weights)
+            found = self._noised(sites, joined, weights.detach(), failed)
+            if training.proximal:
+                # After the noise, as in the loop.
+                found = found + training.proximal * (weights.detach().double() - starts)
+            weights.grad = found.to(weights)
             optimizer.step()
         ends = weights.detach()
         return [failed.get(place) or _update(ends[place].cpu().numpy(), site.start) for place, site in enumerate(sites)]

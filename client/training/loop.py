@@ -65,21 +65,32 @@ def take_steps(
 
     Called within :meth:`AdaptedModel.in_round`: what rests in the round has no gradient, and its update is zero.
 
+    Guarantee: nothing beside ``gradient()`` depends on a record. The pull of FedProx [Li et al. 2020, eq. 2] is added
+    to a gradient that is noised already, and made of public values and of weights that noised gradients moved: it is
+    post-processing.
+
     The optimizer is made anew in each round from the model's own parameters, after the adapter is in place: one made
     earlier would hold parameters that the model no longer uses [opacus issue 820]. Its state never outlives the round.
+
+    Raises CSL-330 where a gradient that is not zero moves nothing; a sample of no record pushes nowhere but for noise.
     """
     model.write_vector(start)
     parameters = [parameter for _, parameter in model.trainable()]
     optimizer = make_optimizer(training, parameters)
+    is_pushed = False
     for step in range(training.steps_per_round):
         progress = (round_index * training.steps_per_round + step) / (training.rounds * training.steps_per_round)
         for group in optimizer.param_groups:
             group["lr"] = training.site_rate(progress)
-        write_gradient(parameters, gradient())
+        found = gradient()
+        if training.proximal:
+            found = found + training.proximal * (model.read_vector().astype(np.float64) - start)
+        is_pushed = is_pushed or bool(found.any())
+        write_gradient(parameters, found)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     end = model.read_vector()
-    if np.array_equal(end, start):
+    if is_pushed and np.array_equal(end, start):
         raise ConsiliumError(errors.PREFLIGHT_REFUSED, "the weights did not move")
     return (end - start).astype(np.float32)
 

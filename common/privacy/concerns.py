@@ -1,4 +1,4 @@
-"""What people should hear before a study is signed: where its numbers promise less, or will tell less, than they seem.
+"""What people should hear before a study is signed: where its numbers promise, do or will tell less than they seem to.
 
 Written from the Study alone, like the statement. A concern refuses nothing; it names what is unusual, by how much, and
 what would mend it. What must be refused is refused elsewhere, with a code.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from common.privacy.groups import NAMELESS_EPSILON, epsilon_for_group
 from common.privacy.plan import TESTED_SHARE, PrivacyPlan, expected_half_width, units_to_test
 from common.study import Kind, Study, Unit
+from common.transfer import Training
 
 WIDE = 0.10
 """A released accuracy with a wider half interval from the noise alone hardly tells one model from another."""
@@ -28,7 +29,8 @@ _HEAVY = 0.5
 class Concern:
     """One thing to hear before signing.
 
-    topic  one word: epsilon, delta, unit, sampling, charges, budget, evaluation, releases, weights
+    topic  one word: epsilon, delta, unit, sampling, charges, budget, evaluation, releases, weights,
+           proximal
     text   what is the matter, by how much, and what would mend it
     """
 
@@ -50,6 +52,7 @@ def concerns(study: Study, *, tested_share: float = TESTED_SHARE) -> tuple[Conce
     found = (
         *_of_the_guarantee(study, plan),
         *_of_the_budget(study, plan),
+        *_of_the_training(study.training),
         *_of_the_evaluation(study, plan, tested_share),
     )
     return tuple(Concern(topic, text) for topic, text in found)
@@ -117,6 +120,25 @@ def _of_the_budget(study: Study, plan: PrivacyPlan) -> Iterator[tuple[str, str]]
             "weights",
             f"{heaviest.site} weighs {100 * share:.0f} % in a sum of all: the sum is mostly its own update, which then "
             "rests on its noise alone.",
+        )
+
+
+def _of_the_training(training: Training) -> Iterator[tuple[str, str]]:
+    if not training.proximal:
+        return
+    if training.steps_per_round == 1:
+        yield (
+            "proximal",
+            f"a pull of {training.proximal:g} towards the round's start does nothing to the one step of a round, which "
+            "is taken at that start. Agree to several steps a round, or leave it out.",
+        )
+        return
+    share = training.learning_rate * training.proximal
+    if training.optimizer == "sgd" and share > 1.0:
+        yield (
+            "proximal",
+            f"a pull of {training.proximal:g} at learning rate {training.learning_rate:g} corrects {share:.3g} times "
+            "the distance from the round's start in a step, which overshoots it. Keep their product below 1.",
         )
 
 

@@ -21,17 +21,15 @@ import torch
 from common.stopwatch import Stopwatch
 from common.transfer import Training
 from simulations import scenario as scenarios
-from simulations.arms import Quality
-from simulations.authoring import Consortium, privacy_of
+from simulations.authoring import privacy_of
 from simulations.benchmarks._rows import Row, kept, save
 from simulations.comparison import FEDERATED, Comparison
+from simulations.curve.study import quality_of
 from simulations.engines import EntropySource
-from simulations.federation import agree, federate
 from simulations.hosting import noise_of
 from simulations.preparation import Prepared, prepare
 from simulations.progress import SilentProgress
 from simulations.scenario import Baseline, Scenario, rate_of, with_rate
-from simulations.summary import own_tests
 
 OUT = Path("runs/bench/utility.json")
 DATA = Path("../shared/data")
@@ -88,20 +86,12 @@ class Bench:
         """Return a cell's row."""
         chosen = variant(cell)
         prepared = self._prepare(cell, chosen)
-        entropy, progress = EntropySource(None), SilentProgress()
-        privacy = privacy_of(chosen)
-        comparison = Comparison(chosen, prepared, privacy, progress, noise_of(entropy, "arms"))
+        noise = noise_of(EntropySource(None), "arms")
+        comparison = Comparison(chosen, prepared, privacy_of(chosen), SilentProgress(), noise)
         training = self._training(cell, chosen, comparison)
         chosen = chosen.model_copy(update={"training": training})
         started = perf_counter()
-        if cell.epsilon is None:
-            arm = Baseline.FEDERATED_NONPRIVATE
-            quality = next(iter(comparison.run(arm, training).pooled.values()))
-        else:
-            consortium = Consortium.draw(tuple(prepared.units), entropy)
-            authored = agree(chosen, prepared, privacy, consortium)
-            federation = federate(prepared, authored, consortium, entropy, progress)
-            quality = Quality.pooled(own_tests(prepared, federation).values())
+        quality = quality_of(chosen, prepared, private=cell.epsilon is not None)
         return {
             "data": cell.data,
             "way": cell.way,

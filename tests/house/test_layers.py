@@ -62,6 +62,7 @@ LIGHT = (
     "server.distribution",
     "server.witnesses",
     "simulations.cli",
+    "simulations.curve.page",
     "simulations.metrics",
     "simulations.report",
     "simulations.scenario",
@@ -88,6 +89,7 @@ def test_a_light_module_loads_without_the_machine_learning_stack(module: str) ->
     ("module", "arguments"),
     [
         ("simulations.cli", ["--help"]),
+        ("simulations.cli", ["curve", "--help"]),
         ("client.cli", ["--help"]),
         ("client.cli", ["ledger", "--help"]),
         ("client.cli", ["data", "--help"]),

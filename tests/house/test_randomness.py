@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from client.config import SiteConfig
+from client.daemon import Daemon
+from client.preparing import prepare
+from client.run import serve
 from client.training.noise import SystemNoise
 from common.study import Study, TrainingNoise
+from server.process import Operator
 from simulations import run
 from simulations.engines import EntropySource
 from simulations.hosting import noise_of
@@ -89,6 +93,42 @@ def test_no_field_of_a_study_or_a_site_selects_noise_and_a_scenarios_seed_is_for
 def test_the_noise_of_a_site_takes_no_seed() -> None:
     assert list(inspect.signature(SystemNoise).parameters) == []
     assert isinstance(noise_of(EntropySource(None), "site"), SystemNoise)
+
+
+def given(tree: ast.Module, argument: str) -> Iterator[tuple[str, str]]:
+    """Yield who is handed an argument by its name in a call, and what is handed over."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            for keyword in node.keywords:
+                if keyword.arg == argument:
+                    yield ast.unparse(node.func).rpartition(".")[2], ast.unparse(keyword.value)
+
+
+def test_no_daemon_hands_over_a_source_of_noise_or_of_entropy_but_the_systems() -> None:
+    """Constructors take one, so that simulations and tests can; a shipped process leaves each at what it is."""
+    handed = {
+        (argument, taker, value)
+        for _, tree in code("client", "server")
+        for argument in ("noise", "entropy")
+        for taker, value in given(tree, argument)
+    }
+    assert {value for argument, _, value in handed if argument == "noise"} == {"SystemNoise()"}
+    # What a party was made with goes to its parts; nobody gives it to a party.
+    entropy = {(taker, value) for argument, taker, value in handed if argument == "entropy"}
+    assert {value for _, value in entropy} <= {"entropy", "self._entropy"}
+    assert not {taker for taker, _ in entropy} & {"Site", "Coordinator", "Daemon", "Operator", "serve"}
+
+
+@pytest.mark.parametrize("entry", [Daemon, Operator, serve, prepare])
+def test_nothing_that_starts_a_daemon_takes_a_source_of_randomness(entry: Callable[..., object]) -> None:
+    taken = set(inspect.signature(entry).parameters)
+    assert not {name for name in taken if any(word in name for word in ("noise", "entropy", "seed", "random"))}
+
+
+def test_a_planted_source_is_found() -> None:
+    planted = ast.parse("site = client.site.Site(agreed, name, entropy=SeededEntropy(1, name), noise=fixed)")
+    assert set(given(planted, "entropy")) == {("Site", "SeededEntropy(1, name)")}
+    assert set(given(planted, "noise")) == {("Site", "fixed")}
 
 
 def test_a_seed_for_noise_comes_from_python_code_alone() -> None:

@@ -84,9 +84,9 @@ def grid(made: Federation, silent: frozenset[SiteId] = frozenset()) -> InProcess
     )
 
 
-def lived(diary: Diary) -> tuple[NDArray[np.float32], list[int], int]:
+def lived(diary: Diary, training: dict[str, object] | None = None) -> tuple[NDArray[np.float32], list[int], int]:
     """Run a study in as many processes as it takes; returns its vector, its charges a site, and the processes."""
-    made = federation(5, evaluation={"releases": 1})
+    made = federation(5, evaluation={"releases": 1}, training=training or {})
     for processes in range(1, 4):
         try:
             outcome = coordinator(made, diary).run(grid(made))
@@ -121,6 +121,19 @@ def test_a_death_at_any_call_of_the_journal_changes_neither_vector_nor_rounds(di
     assert diary.ended.counts is not None
     # Nobody is charged for the operator's death.
     assert charges == CHARGES
+
+
+def test_what_the_optimiser_remembers_outlives_the_process() -> None:
+    """A velocity that was lost would cost the last round most of what the first two add to it."""
+    training: dict[str, object] = {"rounds": 3, "server_optimizer": "fedmomentum", "server_momentum": 0.9}
+    undisturbed = Diary()
+    vector, _, _ = lived(undisturbed, training)
+    for dies_at in range(2, undisturbed.calls, 5):
+        again, _, processes = lived(Diary(dies_at, written=True), training)
+        assert processes == 2
+        np.testing.assert_allclose(again, vector, atol=2e-3)
+    # Three equal updates: 1 + 1.9 + 2.71 times one of them, where FedAvg moves by three.
+    np.testing.assert_allclose(vector, VECTOR * 5.61 / 3.0, atol=2e-3)
 
 
 def test_a_study_that_has_ended_is_only_read_again() -> None:

@@ -261,6 +261,19 @@ def test_the_page_says_what_was_agreed(page: Page, agreed: Study) -> None:
         assert said in page.text
 
 
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"server_optimizer": "fedmomentum", "server_momentum": 0.7}, "FedAvg with momentum 0.7 at the server"),
+        ({"server_optimizer": "fedyogi"}, "; FedYogi at the server"),
+        ({"proximal": 0.25}, "(cosine), pulled to the round’s start by 0.25; FedAvg at the server"),
+    ],
+)
+def test_the_page_names_the_optimiser_by_its_name_in_the_papers(training: dict[str, object], said: str) -> None:
+    agreed = study(training={"rounds": 20, "steps_per_round": 8, **training})
+    assert said in Page(render(run(agreed), agreed)).text
+
+
 def test_of_many_sites_the_figure_shows_the_extremes_and_the_table_all() -> None:
     metrics, agreed = UNUSUAL["many"]
     html = render(metrics, agreed)

@@ -122,6 +122,19 @@ def test_the_optimizer_is_each_sites_own(backbone: Backbone, task: Task, optimiz
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("optimizer", "strength"), [("sgd", 0.5), ("sgd", 1.5), ("adam", 0.5)])
+def test_each_site_is_pulled_towards_its_own_start(
+    backbone: Backbone, task: Task, optimizer: str, strength: float
+) -> None:
+    model = adapted(backbone, task, "ffa-lora")
+    training = Training.model_validate(TRAINING.model_dump() | {"optimizer": optimizer, "proximal": strength})
+    together = updates(StackedTraining(model, training, PLAN.noise)(sites(model, PLAN)))
+    free = updates(StackedTraining(model, TRAINING, PLAN.noise)(sites(model, PLAN)))
+    for mine, theirs, other in zip(together, alone(model, training, sites(model, PLAN)), free, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
+        assert not np.allclose(mine, other, rtol=1e-2, atol=1e-5)
+
+
 def test_layers_that_are_not_cached_are_stacked_too(backbone: Backbone, task: Task) -> None:
     model = adapted(backbone, task, "lora", last_layers=0)
     together = updates(StackedTraining(model, TRAINING, PLAN.noise)(sites(model, PLAN, cache=False)))

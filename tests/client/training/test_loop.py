@@ -142,6 +142,53 @@ def test_the_schedule_runs_over_the_whole_study(model: AdaptedModel) -> None:
     assert rates[0] > rates[-1] > 0
 
 
+def pulled(model: AdaptedModel, features: Features, strength: float, steps: int = 2, **changes: object) -> bytes:
+    """Return the bytes of a seeded round's update under FedProx."""
+    training = Training.model_validate(
+        TRAINING.model_dump() | {"proximal": strength, "steps_per_round": steps} | changes
+    )
+    plan = dataclasses.replace(PLAN, steps_per_charge=steps)
+    start, noise = away(model), SeededNoise(1, "x")
+    return train_privately(model, features, plan, training, noise, start=start, round_index=0).tobytes()
+
+
+def away(model: AdaptedModel) -> NDArray[np.float32]:
+    """Return one start that is not zero."""
+    return np.linspace(-0.5, 0.5, model.dimension, dtype=np.float32)
+
+
+def test_a_pull_changes_nothing_where_it_is_zero_or_a_round_has_one_step(model: AdaptedModel, encode: Encode) -> None:
+    features = Features(model, encode(6))
+    plain = train_privately(
+        model, features, TWO_STEPS, TRAINING, SeededNoise(1, "x"), start=away(model), round_index=0
+    ).tobytes()
+    assert pulled(model, features, 0.0) == plain
+    assert pulled(model, features, 0.5) != plain
+    assert pulled(model, features, 0.5, steps=1) == pulled(model, features, 0.0, steps=1)
+
+
+def test_a_strong_pull_keeps_the_weights_near_the_rounds_start(model: AdaptedModel, encode: Encode) -> None:
+    features = Features(model, encode(6))
+    rate = {"learning_rate": 0.05, "schedule": "constant"}
+    lengths = [
+        float(np.linalg.norm(np.frombuffer(pulled(model, features, strength, steps=40, **rate), dtype=np.float32)))
+        for strength in (0.0, 1.0, 20.0)
+    ]
+    assert lengths[0] > 1.2 * lengths[1] > 1.2 * 2.0 * lengths[2]
+
+
+def test_the_pull_is_the_strength_times_the_distance_whatever_the_gradient(model: AdaptedModel) -> None:
+    """In closed form: with a gradient of one, a step leaves ``1 - rate * strength`` of the distance, minus ``rate``."""
+    training = Training(
+        rounds=1, steps_per_round=5, learning_rate=0.1, schedule="constant", proximal=2.0, optimizer="sgd"
+    )
+    update = take_steps(model, training, lambda: np.ones(model.dimension), start=away(model), round_index=0)
+    distance = 0.0
+    for _ in range(5):
+        distance = distance * (1 - 0.1 * 2.0) - 0.1
+    assert update == pytest.approx(np.full(model.dimension, distance), rel=1e-4)
+
+
 def test_a_plan_for_other_steps_is_refused(model: AdaptedModel, encode: Encode) -> None:
     with pytest.raises(ConsiliumError, match="CSL-201"):
         train_privately(
@@ -156,6 +203,21 @@ def test_plain_gradients_are_the_private_ones_without_clip_and_noise(model: Adap
     private = train_privately(model, features, wide, TRAINING, Chosen(), start=start, round_index=0)
     plain = train_plainly(model, features, TRAINING, Chosen(), start=start, round_index=0, sampling_rate=0.5)
     assert np.allclose(private, plain, rtol=1e-3, atol=1e-6)
+
+
+def test_a_plain_round_whose_samples_are_empty_moves_nothing_and_is_no_fault(
+    model: AdaptedModel, encode: Encode
+) -> None:
+    update = train_plainly(
+        model,
+        Features(model, encode(4)),
+        TRAINING,
+        Chosen(drawn=()),
+        start=away(model),
+        round_index=0,
+        sampling_rate=0.5,
+    )
+    assert not update.any()
 
 
 def test_plain_training_lowers_the_loss(model: AdaptedModel, encode: Encode) -> None:

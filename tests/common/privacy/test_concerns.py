@@ -56,6 +56,8 @@ def test_of_a_sound_study_there_is_nothing_to_say() -> None:
         ("charges", {"privacy": {"max_charges": 7, "epsilon": 4.0}}),
         ("charges", {"kind": "deployment", "training": {"rounds": 4}}),
         ("budget", {"privacy": {"epsilon": 8.0}}),
+        ("proximal", {"training": {"proximal": 0.1, "steps_per_round": 1}, "privacy": {"epsilon": 3.0}}),
+        ("proximal", {"training": {"proximal": 10.0, "steps_per_round": 2, "learning_rate": 0.5}}),
         ("weights", {"roster": roster(4000, 1000, 1000, 1000)}),
         ("releases", {"evaluation": {"releases": 4, "noise_multiplier": 20.0}}),
         ("releases", {"evaluation": {"noise_multiplier": 1.5}, "privacy": {"epsilon": 6.0}}),
@@ -70,6 +72,22 @@ def test_what_is_unusual_is_said_alone(topic: str, changes: dict[str, object]) -
         assert str(concern).startswith(f"{concern.topic.upper()}: ")
         assert "\n" not in concern.text
         assert concern.text.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("training", "heard"),
+    [
+        ({"proximal": 0.1, "steps_per_round": 1}, "does nothing to the one step"),
+        ({"proximal": 0.1, "learning_rate": 0.5}, ""),
+        ({"proximal": 4.0, "learning_rate": 0.5}, "corrects 2 times"),
+        ({"proximal": 4.0, "learning_rate": 0.5, "optimizer": "adam"}, ""),
+        ({"proximal": 0.0, "steps_per_round": 1}, ""),
+    ],
+)
+def test_a_pull_that_does_nothing_or_overshoots_is_said(training: dict[str, object], heard: str) -> None:
+    found = [concern.text for concern in concerns(study(training=training)) if concern.topic == "proximal"]
+    assert len(found) == bool(heard)
+    assert heard in "".join(found)
 
 
 def test_the_width_said_is_the_width_expected_and_the_number_needed_reaches_it() -> None:
