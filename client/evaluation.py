@@ -39,6 +39,12 @@ def predict(model: AdaptedModel, features: Features, *, alone: bool = False) -> 
     return predicted
 
 
+def scores(model: AdaptedModel, features: Features) -> NDArray[np.float64]:
+    """Return each record's own score in [0, 1], (n,) float64: 1 where the label is right. Sensitive: it stays here."""
+    right: NDArray[np.float64] = (predict(model, features) == features.targets).astype(np.float64)
+    return right
+
+
 def cells(correct: NDArray[np.bool_], units: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the exact cells (weight, correct weight) at the fixed-point scale, (2,) int64. Sensitive.
 
