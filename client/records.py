@@ -44,15 +44,23 @@ def load(config: SiteConfig, study: Study, identity: Identity) -> tuple[Examples
     Raises CSL-501 or CSL-502 for the query, CSL-503 for a column that is not there or not named, CSL-504 where a side
     is empty, CSL-505 for a column of another type, an unknown side or a unit on two, CSL-321 for an unknown label.
     """
-    rows = _read(config, study)
-    if config.data.columns.split is None:
-        key, test = identity.derive_key(SPLIT_PURPOSE), config.data.split.test
-        rows = [(unit, text, label, side_of(key, unit, text, test=test)) for unit, text, label, _ in rows]
-    rows.sort()
-    train, tests = (_examples(study, [row for row in rows if row[3] == side]) for side in ("train", "test"))
+    train, tests = (_examples(study, side) for side in _divided(config, study, identity, "train", "test"))
     if not len(train) or (study.evaluation.releases and not len(tests)):
         raise ConsiliumError(errors.DATA_EMPTY, "no records to train on" if not len(train) else "no records to test on")
     return train, tests
+
+
+def load_for_verdict(config: SiteConfig, study: Study, identity: Identity) -> tuple[Examples, Examples, str]:
+    """Return the training records, those that a verdict is made on, and the side that these are on.
+
+    They are the validation records, or where the site has none the test records. Raises as :func:`load` does.
+    """
+    sides = _divided(config, study, identity, *_SIDES)
+    train, validation, tests = (_examples(study, side) for side in sides)
+    held_out, side = (validation, "validation") if len(validation) else (tests, "test")
+    if not len(train) or not len(held_out):
+        raise ConsiliumError(errors.DATA_EMPTY, "no records to fit to" if not len(train) else "no records to judge by")
+    return train, held_out, side
 
 
 def side_of(key: bytes, unit: str, text: str, *, test: float) -> str:
@@ -86,6 +94,16 @@ def lacking(row: Row, columns: Mapping[Role, TextColumn]) -> Role | None:
     if unit is None or ("unit" in columns and not unit.strip()):
         return "unit"
     return "split" if side is None else None
+
+
+def _divided(config: SiteConfig, study: Study, identity: Identity, *sides: str) -> tuple[list[_Row], ...]:
+    """Return the rows of each side, in an order that depends on the values alone."""
+    rows = _read(config, study)
+    if config.data.columns.split is None:
+        key, test = identity.derive_key(SPLIT_PURPOSE), config.data.split.test
+        rows = [(unit, text, label, side_of(key, unit, text, test=test)) for unit, text, label, _ in rows]
+    rows.sort()
+    return tuple([row for row in rows if row[3] == side] for side in sides)
 
 
 def _read(config: SiteConfig, study: Study) -> list[_Row]:
