@@ -26,7 +26,7 @@ from client.shelf import Known, State
 from client.verdict import Outcome
 from common import errors
 from common.errors import ConsiliumError
-from common.figures import Bar, Mark, Row, bar_chart, dot_plot, fraction_domain
+from common.figures import Bar, Mark, Row, bar_chart, dot_plot
 from common.pages import both, drawn, size
 from common.parts import describe
 from common.privacy.statement import rounded_down, rounded_up, statement
@@ -147,15 +147,12 @@ class StewardConsole:
 
 
 def _candidates(own: SiteVerdict) -> object:
-    standings = own.decision.standings
-    rows = [
-        Row(
-            one.candidate.value,
-            (Mark("federated" if one.candidate is own.decision.keep else "local", one.mean, "", one.low, one.high),),
-            f"{one.mean:.1%}",
-        )
-        for one in standings
-    ]
+    """Draw each candidate's mean with its interval; what is kept has a shape of its own."""
+    kept = own.decision.keep
+    rows = []
+    for one in own.decision.standings:
+        kind, hint = ("released", "kept for own use") if one.candidate is kept else ("each", "")
+        rows.append(Row(one.candidate.value, (Mark(kind, one.mean, hint, one.low, one.high),), f"{one.mean:.1%}"))
     said = ", ".join(f"{row.name}: {row.aside}" for row in rows)
     return both(lambda width: dot_plot(rows, width=width, label="Candidates at this site", description=said))
 
