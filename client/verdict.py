@@ -24,9 +24,9 @@ FALSE_ALARMS = 0.05
 POWER = 0.8
 """Chance with which the smallest noticeable difference is noticed."""
 _Z = NormalDist().inv_cdf(0.975)
-_LEVELS = 1000
-_MOST_PLACES = 20_000
-"""Size of the test's table: how finely differences are told apart where there are many units."""
+_FINEST, _COARSEST = 1000, 8
+_PLACES = 20_000
+"""Levels to which differences are rounded for the test, and the size of its table that decides between these two."""
 
 Scores = NDArray[np.float64]
 """(units,) float64 in [0, 1]: each unit's mean score under one candidate. Sensitive."""
@@ -149,7 +149,7 @@ def flip_test(differences: NDArray[np.float64]) -> float:
     if total == 0.0:
         return 1.0
     whole = np.array_equal(differences, np.rint(differences))
-    levels = 1 if whole else int(min(_LEVELS, max(1, _MOST_PLACES // math.ceil(total))))
+    levels = 1 if whole else min(_FINEST, max(_COARSEST, _PLACES // math.ceil(total)))
     steps = np.rint(sizes * levels).astype(np.int64)
     steps, observed = steps[steps > 0], abs(int((np.sign(differences) * steps).sum()))
     # chances[s + reach] is the chance of the sum s; each unit moves it up or down by its own size.
