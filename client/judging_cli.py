@@ -79,15 +79,18 @@ def _judged(config: SiteConfig, one: Known, release: Path | None) -> SiteVerdict
     from client.released import kept_vector
     from client.training.noise import SystemNoise
     from common.adapters.release import released_vector
+    from common.payloads import parse_vector
 
     study = one.study
+    raw = kept_vector(config.state, one.digest) if release is None else b""
     records = _records(config, one)
     model = records.model
-    if release is None:
-        shared = kept_vector(config.state, one.digest, model.dimension)
-    else:
-        shared = released_vector(release, model, study=one.digest)
-    made = judge(study, own_of(study, records, SystemNoise()), shared, records.judging, side=records.side)
+    # As the study starts it: a release is read beside it, and writes nothing into it.
+    own = own_of(study, records, SystemNoise())
+    shared = (
+        parse_vector(raw, model.dimension) if release is None else released_vector(release, model, study=one.digest)
+    )
+    made = judge(study, own, shared, records.judging, side=records.side)
     keep_verdict(config.state, made)
     return made
 

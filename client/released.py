@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from common import errors
 from common.durable import write_whole
 from common.errors import ConsiliumError
 from common.parts import Digest
-from common.payloads import parse_vector
 
 
 def keep_vector(state: Path, study: Digest, raw: bytes) -> None:
@@ -24,13 +20,12 @@ def keep_vector(state: Path, study: Digest, raw: bytes) -> None:
     write_whole(path, raw)
 
 
-def kept_vector(state: Path, study: Digest, dimension: int) -> NDArray[np.float32]:
-    """Return the vector, (dimension,) float32; raises CSL-611 where none was kept, CSL-311 for another length."""
+def kept_vector(state: Path, study: Digest) -> bytes:
+    """Return the vector's bytes as they came; raises CSL-611 where none was kept."""
     try:
-        raw = _file(state, study).read_bytes()
+        return _file(state, study).read_bytes()
     except OSError as error:
         raise ConsiliumError(errors.RELEASE_NOT_KEPT, study[:12]) from error
-    return parse_vector(raw, dimension)
 
 
 def _file(state: Path, study: Digest) -> Path:
