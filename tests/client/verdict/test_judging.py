@@ -28,7 +28,8 @@ QUICK = {"method": "head", "steps": 30, "learning_rate": 1.0}
 
 
 def study(**changes: object) -> Study:
-    return Study.from_fields(fields(task={"labels": list(LABELS)}, personal=QUICK, **changes)[0])
+    raw, _, _ = fields(4, task={"labels": list(LABELS)}, personal=QUICK, **changes)
+    return Study.from_fields(raw)
 
 
 def judged(made: Learned, names: tuple[str, ...], *, records: int = 1, training: int = 40) -> SiteVerdict:

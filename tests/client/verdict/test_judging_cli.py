@@ -9,10 +9,11 @@ from typing import cast
 
 import numpy as np
 import pytest
+from click.testing import Result
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from starlette.testclient import TestClient
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from client.cli import app
 from client.console import StewardConsole
@@ -47,6 +48,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BackboneMan
 @pytest.fixture
 def signed(encoder: tuple[Path, BackboneManifest]) -> Signed:
     return signed_study(
+        4,
         **WORKED,
         backbone=encoder[1].model_dump(mode="json"),
         task={"labels": list(LABELS), "label_texts": ["mild cough", "severe chest fall"]},
@@ -158,7 +160,7 @@ def test_a_mismatch_is_measured_before_anything_is_spent(made: Hospital, signed:
 
 def ran(folder: Path) -> tuple[Outcome, list[Hospital]]:
     """Run a whole study between four daemons in this process."""
-    signed = signed_study(**WORKED, training=ONE_ROUND)
+    signed = signed_study(4, **WORKED, training=ONE_ROUND)
     homes = [hospital(folder / site, signed, site=site) for site in signed.sites]
     for home in homes:
         home.agree(signed)
