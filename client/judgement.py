@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from client.mismatch import FeatureDistance, LabelShift
+from client.records import HeldOut
 from client.verdict import FALSE_ALARMS, POWER, Candidate, Comparison, Decision
 from common import errors
 from common.durable import write_whole
@@ -37,7 +38,7 @@ class SiteVerdict(Part):
     study: Hex32
     made: str
     unit: Literal["patient", "record"]
-    side: Literal["validation", "test"]
+    side: HeldOut
     training: Side
     held_out: Side
     personal: str

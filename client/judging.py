@@ -25,6 +25,7 @@ from client.mismatch import (
 )
 from client.personal import Own, local, personalised
 from client.preparing import OwnRecords
+from client.records import HeldOut
 from client.training.features import Features
 from client.training.noise import NoiseSource
 from client.training.pooled import head_inputs
@@ -34,12 +35,12 @@ from common.study import Study, Unit, time_text
 from common.task_specs import TextClassification
 
 
-def judge(study: Study, own: Own, shared: Vector, held_out: Features, *, side: str = "validation") -> SiteVerdict:
+def judge(study: Study, own: Own, shared: Vector, held_out: Features, *, side: HeldOut = "validation") -> SiteVerdict:
     """Return the site's verdict on a released vector; raises CSL-504 without held-out records.
 
     own       the training records, and the start that every site had
     held_out  records that neither the study nor any candidate was fitted to
-    side      on which they are: "validation" or "test"
+    side      on which they are
     """
     candidates = fitted(study, own, shared)
     scored = {candidate: _scored(own.model, vector, held_out) for candidate, vector in candidates.items()}
@@ -48,7 +49,7 @@ def judge(study: Study, own: Own, shared: Vector, held_out: Features, *, side: s
         study=study.digest,
         made=time_text(datetime.now(UTC)),
         unit="patient" if study.privacy.unit is Unit.PATIENT else "record",
-        side="validation" if side == "validation" else "test",
+        side=side,
         training=_side(own.training),
         held_out=_side(held_out),
         personal=study.personal.method,

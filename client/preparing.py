@@ -22,6 +22,7 @@ from common.study import BackboneManifest, Study, TrainingNoise
 
 if TYPE_CHECKING:
     from client.data import Examples
+    from client.records import HeldOut
     from client.training.features import Features
     from client.training.store import FeatureStore
     from client.workload import TextWorkload
@@ -79,7 +80,7 @@ class OwnRecords:
     model: AdaptedModel
     train: Examples
     held_out: Examples
-    side: str
+    side: HeldOut
     training: Features
     judging: Features
 

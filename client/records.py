@@ -11,6 +11,7 @@ import hmac
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
+from typing import Literal
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from common.study import Study, Unit
 SPLIT_PURPOSE = "consilium/v1/split"
 """What the key of the hash is derived for: the identity's, so it is the same for as long as the site has its key."""
 _SIDES = ("train", "validation", "test")
+HeldOut = Literal["validation", "test"]
+"""A side to which nothing is fitted."""
 _log = logging.getLogger("consilium.records")
 
 Row = tuple[str | None, str | None, str | None, str | None]
@@ -50,14 +53,15 @@ def load(config: SiteConfig, study: Study, identity: Identity) -> tuple[Examples
     return train, tests
 
 
-def load_for_verdict(config: SiteConfig, study: Study, identity: Identity) -> tuple[Examples, Examples, str]:
+def load_for_verdict(config: SiteConfig, study: Study, identity: Identity) -> tuple[Examples, Examples, HeldOut]:
     """Return the training records, those that a verdict is made on, and the side that these are on.
 
     They are the validation records, or where the site has none the test records. Raises as :func:`load` does.
     """
     sides = _divided(config, study, identity, *_SIDES)
     train, validation, tests = (_examples(study, side) for side in sides)
-    held_out, side = (validation, "validation") if len(validation) else (tests, "test")
+    side: HeldOut = "validation" if len(validation) else "test"
+    held_out = validation if len(validation) else tests
     if not len(train) or not len(held_out):
         raise ConsiliumError(errors.DATA_EMPTY, "no records to fit to" if not len(train) else "no records to judge by")
     return train, held_out, side
