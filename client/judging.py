@@ -42,8 +42,13 @@ def judge(study: Study, own: Own, shared: Vector, held_out: Features, *, side: H
     held_out  records that neither the study nor any candidate was fitted to
     side      on which they are
     """
-    candidates = fitted(study, own, shared)
-    scored = {candidate: _scored(own.model, vector, held_out) for candidate, vector in candidates.items()}
+    return weigh(study, own, fitted(study, own, shared), held_out, side=side)
+
+
+def weigh(
+    study: Study, own: Own, candidates: Mapping[Candidate, Vector], held_out: Features, *, side: HeldOut = "validation"
+) -> SiteVerdict:
+    """Return the verdict on candidates that are fitted already; as :func:`judge` does."""
     labels = label_shift(own.training.targets, held_out.targets, study.task.known_labels)
     return SiteVerdict(
         study=study.digest,
@@ -53,7 +58,7 @@ def judge(study: Study, own: Own, shared: Vector, held_out: Features, *, side: H
         training=_side(own.training),
         held_out=_side(held_out),
         personal=study.personal.method,
-        decision=decide(scored),
+        decision=decide({name: scored(own.model, vector, held_out) for name, vector in candidates.items()}),
         domain=_domain(study, own.model, own.start, own.training),
         labels=labels,
     )
@@ -97,7 +102,8 @@ def mismatch(study: Study, records: OwnRecords) -> Mismatch:
     )
 
 
-def _scored(model: AdaptedModel, vector: Vector, held_out: Features) -> Scores:
+def scored(model: AdaptedModel, vector: Vector, held_out: Features) -> Scores:
+    """Return what a vector scores on each unit, in order of the units' numbers."""
     model.write_vector(vector)
     return unit_means(scores(model, held_out), held_out.units)
 

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.judgement import SiteVerdict
-from client.judging import judge
+from client.judging import fitted, judge, scored, weigh
 from client.personal import Own, local
 from client.training.features import Features
-from client.verdict import FALSE_ALARMS, Candidate, Outcome
+from client.verdict import ALONE, FALSE_ALARMS, Candidate, Outcome
 from common import errors
 from common.adapters import Vector
 from common.errors import ConsiliumError
@@ -47,7 +47,7 @@ TRAINING, HELD_OUT = 120, 80
 """Records of each site, one a unit."""
 BLOCK = 20
 """Studies of a row."""
-STUDIES = {"harmless": 200, "level": 200, "swapped": 40, "coarser": 40}
+STUDIES = {"harmless": 200, "level": 100, "swapped": 40, "coarser": 40}
 PERSONAL = Personal(method="head", steps=60)
 _PLANTED: Mapping[str, Sequence[int]] = {"swapped": (0, 2, 1, 3), "coarser": (1, 1, 3, 3)}
 """What the planted site records in place of each of the four labels."""
@@ -80,41 +80,59 @@ def notes(base: Scenario | None = None) -> Notes:
     return Notes(prepared, study, everything)
 
 
-def drawn(whole: Notes, kind: str, index: int) -> list[tuple[Features, Features]]:
-    """Return (training, held out) of each site of one study; the first is the planted one. The same each time."""
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One study's sites as (training, held out), the planted one first, and what else that one's patients would say."""
+
+    sites: tuple[tuple[Features, Features], ...]
+    elsewhere: Features
+
+
+def drawn(whole: Notes, kind: str, index: int) -> Drawn:
+    """Return the records of one study; the same each time."""
     dice = np.random.default_rng([sorted(STUDIES).index(kind), index])
-    rows = dice.permutation(len(whole.everything))[: SITES * (TRAINING + HELD_OUT)]
-    sites = []
-    for number, part in enumerate(np.array_split(rows, SITES)):
-        sides = (_records(whole, part[:TRAINING]), _records(whole, part[TRAINING:]))
-        if number == 0 and kind in _PLANTED:
-            for side in sides:
-                side.targets = np.array(_PLANTED[kind], dtype=np.int64)[side.targets]
-        sites.append(sides)
-    return sites
+    rows = dice.permutation(len(whole.everything))
+    taken, rest = np.split(rows, [SITES * (TRAINING + HELD_OUT)])
+    sites = tuple(
+        (_records(whole, part[:TRAINING]), _records(whole, part[TRAINING:])) for part in np.array_split(taken, SITES)
+    )
+    elsewhere = _records(whole, rest)
+    for side in (*sites[0], elsewhere):
+        if kind in _PLANTED:
+            side.targets = np.array(_PLANTED[kind], dtype=np.int64)[side.targets]
+    return Drawn(sites, elsewhere)
 
 
-def studied(whole: Notes, kind: str, index: int) -> SiteVerdict:
-    """Run one study and return the verdict of its first site."""
+def studied(whole: Notes, kind: str, index: int) -> tuple[SiteVerdict, bool]:
+    """Run one study; return its first site's verdict, and whether the shared model really is worse there.
+
+    What is real is read off all notes that the study did not see, many times as many as the site judges by.
+    """
     model, start = whole.prepared.model, whole.prepared.start
-    sites = drawn(whole, kind, index)
+    made = drawn(whole, kind, index)
     noise = SeededNoise(index, f"verdict/{kind}")
     micro_batch = whole.study.training.micro_batch
     if kind == "level":
-        other = Own(model, sites[1][0], start, noise, micro_batch)
+        other = Own(model, made.sites[1][0], start, noise, micro_batch)
         shared: Vector = local(other, PERSONAL, head_alone=False)
     else:
-        learners = [Learner(training, 1.0, whole.plan) for training, _ in sites]
+        learners = [Learner(training, 1.0, whole.plan) for training, _ in made.sites]
         rate = whole.study.privacy.sampling_rate
         shared = train_arm(model, learners, whole.study.training, start, sampling_rate=rate, noise=noise)
-    training, held_out = sites[0]
-    return judge(whole.study, Own(model, training, start, noise, micro_batch), shared, held_out)
+    training, held_out = made.sites[0]
+    own = Own(model, training, start, noise, micro_batch)
+    candidates = fitted(whole.study, own, shared)
+    truth = {name: float(scored(model, vector, made.elsewhere).mean()) for name, vector in candidates.items()}
+    is_worse = any(truth[Candidate.SHARED] < truth[name] for name in ALONE if name in truth)
+    return weigh(whole.study, own, candidates, held_out), is_worse
 
 
 def measure(whole: Notes, kind: str, block: int, size: int = BLOCK) -> Row:
     """Return the row of some studies of one kind."""
     found = [studied(whole, kind, block * size + one) for one in range(size)]
-    return {"kind": kind, "block": block, **counted(found)}
+    accused = sum(one.decision.outcome is Outcome.HARMED and not is_worse for one, is_worse in found)
+    worse = sum(is_worse for _, is_worse in found)
+    return {"kind": kind, "block": block, **counted([one for one, _ in found]), "worse": worse, "accused": accused}
 
 
 def counted(found: Sequence[SiteVerdict]) -> Row:
@@ -127,8 +145,8 @@ def counted(found: Sequence[SiteVerdict]) -> Row:
     return {
         "studies": len(found),
         **{outcome.value: sum(at.outcome is outcome for at in decisions) for outcome in Outcome},
-        "claimed": sum(any(one.is_better is not None for one in at.comparisons) for at in decisions),
-        "kept_another": sum(at.keep is not Candidate.SHARED for at in decisions),
+        "claims": sum(any(one.is_better is not None for one in at.comparisons) for at in decisions),
+        "another": sum(at.keep is not Candidate.SHARED for at in decisions),
         **{f"mean_{candidate.value.replace(' ', '_')}": means[candidate] for candidate in sorted(means)},
     }
 
@@ -165,25 +183,29 @@ def cells() -> list[tuple[str, int]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return one line a kind: how many verdicts said what, with the 95 % interval of harm."""
-    lines = [
-        f"{'kind':>9} {'studies':>7} {'harmed':>6} {'interval':>15} {'any claim':>9} {'helped':>6} "
-        f"{'kept another':>12} {'shared':>7} {'local':>7}"
-    ]
+    """Return one line a kind.
+
+    worse    studies whose shared model really is worse; accused those called harmed that are not, with the interval of
+             their share, 95 %. Not known of real data
+    claims   studies of which any difference was claimed; another those after which another candidate was kept
+    """
+    names = ("worse", "harmed", "accused", "claims", "helped", "another")
+    head = " ".join(f"{name:>7}" for name in names)
+    lines = [f"{'kind':>9} {'studies':>7} {head} {'accused of all':>15} {'shared':>7} {'local':>7}"]
     for kind in dict.fromkeys(str(row["kind"]) for row in rows):
         found = [row for row in rows if row["kind"] == kind]
-        studies, harmed, claimed, helped, other = (
-            sum(int(row[name] or 0) for row in found)
-            for name in ("studies", "harmed", "claimed", "helped", "kept_another")
-        )
-        low, high = share_interval(harmed, studies, 0.05)
+        studies = sum(int(row["studies"] or 0) for row in found)
+        counts = {name: _summed(found, name) for name in names}
+        accused = counts["accused"]
+        low, high = (0.0, 1.0) if accused is None else share_interval(accused, studies, 0.05)
         shared, alone = (
             sum(float(row[name] or 0) * int(row["studies"] or 0) for row in found) / studies
             for name in ("mean_shared", "mean_local_only")
         )
+        shown = " ".join(f"{'-' if counts[name] is None else counts[name]:>7}" for name in names)
         lines.append(
-            f"{kind:>9} {studies:>7} {harmed:>6} {100 * low:>6.1f} to {100 * high:>4.1f} % {claimed:>9} {helped:>6} "
-            f"{other:>12} {100 * shared:>6.1f}% {100 * alone:>6.1f}%"
+            f"{kind:>9} {studies:>7} {shown} {100 * low:>5.1f} to {100 * high:>4.1f} % {100 * shared:>6.1f}% "
+            f"{100 * alone:>6.1f}%"
         )
     return "\n".join([*lines, f"stated: any claim at all in at most {FALSE_ALARMS:.0%} of studies that change nothing"])
 
@@ -217,3 +239,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _records(whole: Notes, rows: NDArray[np.int64]) -> Features:
     return whole.everything.subset(rows, np.arange(len(rows), dtype=np.int64))
+
+
+def _summed(rows: Sequence[Row], name: str) -> int | None:
+    """Return the sum of a count; None where a row does not know it."""
+    found = [row.get(name) for row in rows]
+    return None if None in found else sum(int(value or 0) for value in found)

@@ -52,11 +52,12 @@ def rows_of(features: Features) -> list[tuple[int, ...]]:
 def test_a_planted_site_differs_from_a_harmless_one_in_its_labels_alone(
     whole: verdict.Notes, kind: str, recorded: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planted, *others = verdict.drawn(whole, kind, 3)
+    made = verdict.drawn(whole, kind, 3)
     monkeypatch.setattr(verdict, "_PLANTED", {})
-    honest, *rest = verdict.drawn(whole, kind, 3)
-    for side, truth in zip(planted, honest, strict=True):
-        assert len(side) == 20
+    without = verdict.drawn(whole, kind, 3)
+    (planted, *others), (honest, *rest) = made.sites, without.sites
+    assert {len(side) for side in planted} == {20}
+    for side, truth in zip((*planted, made.elsewhere), (*honest, without.elsewhere), strict=True):
         assert rows_of(side) == rows_of(truth)
         assert side.targets.tolist() == [recorded[target] for target in truth.targets]
         assert not np.array_equal(side.targets, truth.targets)
@@ -67,6 +68,7 @@ def test_a_planted_site_differs_from_a_harmless_one_in_its_labels_alone(
 def test_a_row_counts_every_study_once(whole: verdict.Notes) -> None:
     for kind in ("harmless", "level"):
         row = verdict.measure(whole, kind, 0, size=2)
+        assert 0 <= int(row["accused"] or 0) <= min(int(row["harmed"] or 0), 2 - int(row["worse"] or 0))
         assert row["studies"] == 2
         assert sum(int(row[name] or 0) for name in ("helped", "harmed", "undecided")) == 2
         assert 0 <= float(row["mean_shared"] or 0) <= 1
@@ -83,7 +85,15 @@ def test_finished_rows_are_kept_and_the_table_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def row(kind: str, block: int) -> Row:
-        counts: Row = {"studies": 20, "harmed": 1, "helped": 4, "undecided": 15, "claimed": 6, "kept_another": 2}
+        counts: Row = {
+            "studies": 20,
+            "harmed": 1,
+            "helped": 4,
+            "undecided": 15,
+            "claimed": 6,
+            "kept_another": 2,
+            "accused": 1,
+        }
         return {"kind": kind, "block": block, **counts, "mean_shared": 0.7, "mean_local_only": 0.6}
 
     out = tmp_path / "verdict.json"
@@ -93,4 +103,4 @@ def test_finished_rows_are_kept_and_the_table_is_printed(
     assert verdict.main(["--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "heart: that scenario is not there yet" in printed
-    assert "harmless     200     10    2.4 to  9.0 %" in printed
+    assert "harmless     200       -      10      10      60      40      20   2.4 to  9.0 %" in printed
