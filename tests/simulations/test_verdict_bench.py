@@ -90,8 +90,8 @@ def test_finished_rows_are_kept_and_the_table_is_printed(
             "harmed": 1,
             "helped": 4,
             "undecided": 15,
-            "claimed": 6,
-            "kept_another": 2,
+            "claims": 6,
+            "another": 2,
             "accused": 1,
         }
         return {"kind": kind, "block": block, **counts, "mean_shared": 0.7, "mean_local_only": 0.6}
