@@ -11,6 +11,7 @@ import typer
 from client import backup, commands, study_cli
 from client.check import check
 from client.data_cli import app as data
+from client.judging_cli import mismatch, verdict
 from client.ledger.cli import app as ledger
 from client.run import run
 from client.status import egress, status
@@ -31,6 +32,8 @@ for _command in (commands.init, commands.join, commands.install, commands.renew,
 app.command()(check)
 app.command()(status)
 app.command()(egress)
+app.command()(mismatch)
+app.command()(verdict)
 app.command()(run)
 app.command()(backup.backup)
 app.command()(backup.restore)

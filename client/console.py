@@ -17,14 +17,16 @@ from client import shelf
 from client.config import SiteConfig
 from client.egress_view import DayLine, EgressView
 from client.enrolment import FILE
+from client.judgement import SiteVerdict, kept_verdict
 from client.ledger.book import Book
 from client.ledger.recovery import Found, inspect
 from client.ledger.report import StudyLine, account_lines, figure
 from client.review import review
 from client.shelf import Known, State
+from client.verdict import Outcome
 from common import errors
 from common.errors import ConsiliumError
-from common.figures import Bar, bar_chart
+from common.figures import Bar, Mark, Row, bar_chart, dot_plot
 from common.pages import both, drawn, size
 from common.parts import describe
 from common.privacy.statement import rounded_down, rounded_up, statement
@@ -41,6 +43,7 @@ _TONES = {
     State.WITHDRAWN: "bad",
     State.EXPIRED: "",
 }
+_VERDICTS = {Outcome.HELPED: "good", Outcome.HARMED: "bad", Outcome.UNDECIDED: "wait"}
 
 
 class StewardConsole:
@@ -78,12 +81,16 @@ class StewardConsole:
         if one is None or re.fullmatch(r"[0-9a-f]{64}", digest) is None:
             raise Missing
         verdict = review(one, self._config, found, self._clock())
+        own = kept_verdict(self._config.state, one.digest)
         return {
             "verdict": verdict,
             "tone": _TONES[verdict.state],
             "epsilon": None if verdict.privacy.epsilon is None else rounded_up(verdict.privacy.epsilon),
             "charged": self._charged(one),
             "left": [line for line in self._egress.look().days if line.study == one.digest[:16]],
+            "own": own,
+            "own_tone": None if own is None else _VERDICTS[own.decision.outcome],
+            "own_figure": None if own is None else _candidates(own),
             "statement": tuple(statement_blocks(statement(one.study, self._config.site_id))),
         }
 
@@ -137,6 +144,17 @@ class StewardConsole:
             # The page of the ledger says what is wrong with it.
             return None
         return None if found.reason else found
+
+
+def _candidates(own: SiteVerdict) -> object:
+    """Draw each candidate's mean with its interval; what is kept has a shape of its own."""
+    kept = own.decision.keep
+    rows = []
+    for one in own.decision.standings:
+        kind, hint = ("released", "kept for own use") if one.candidate is kept else ("each", "")
+        rows.append(Row(one.candidate.value, (Mark(kind, one.mean, hint, one.low, one.high),), f"{one.mean:.1%}"))
+    said = ", ".join(f"{row.name}: {row.aside}" for row in rows)
+    return both(lambda width: dot_plot(rows, width=width, label="Candidates at this site", description=said))
 
 
 def _by_stage(days: tuple[DayLine, ...]) -> object:

@@ -27,6 +27,7 @@ from client.ledger import Ledger
 from client.offers import STAGES, Offers
 from client.outbox import SqliteOutbox
 from client.policy import violations
+from client.released import keep_vector
 from client.shelf import is_running
 from client.site import Site, SiteLog, Workload
 from common import agreement as agreements
@@ -184,8 +185,16 @@ class Daemon:
                 record=self._record,
                 log=SiteLog(egress=deque(maxlen=_KEPT), incidents=deque(maxlen=_KEPT)),
                 permit=gate,
+                keep=lambda raw: self._keep(agreed.digest, raw),
             )
             return _Open(site.app(), stack.pop_all())
+
+    def _keep(self, digest: Digest, raw: bytes) -> None:
+        """Keep the vector that was evaluated, for this site's own verdict; a full disk costs that and no round."""
+        try:
+            keep_vector(self._config.state, digest, raw)
+        except OSError as error:
+            _log.warning("released vector not kept", study=digest[:12], detail=error.strerror)
 
     def _gate(self, agreed: Agreement) -> Gate:
         """Return what each request has to pass; raises CSL-160 for a study that the policy forbids altogether."""

@@ -55,6 +55,11 @@ def judged(model: AdaptedModel, features: Features, *, alone: bool = False) -> J
     return Judged(scores, predicted if chooses else None)
 
 
+def scores(model: AdaptedModel, features: Features) -> NDArray[np.float64]:
+    """Return each record's own score in [0, 1], (n,) float64, by the task. Sensitive: it stays here."""
+    return judged(model, features).scores
+
+
 def cells(scores: NDArray[np.float64], units: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the exact cells (weight, score) at the fixed-point scale, (2,) int64. Sensitive.
 

@@ -7,6 +7,7 @@ machine-learning stack is loaded by the calls, not by this module, so that the c
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,10 @@ from common.identity import Identity
 from common.study import BackboneManifest, Study, TrainingNoise
 
 if TYPE_CHECKING:
+    from client.data import Examples
+    from client.records import HeldOut
+    from client.training.features import Features
+    from client.training.store import FeatureStore
     from client.workload import ModelWorkload
     from common.adapters import AdaptedModel
 
@@ -45,23 +50,13 @@ def prepare(
     Raises CSL-122 for a site that is not in the roster, CSL-301 to CSL-304 for the backbone, CSL-310 for the adapter,
     CSL-330 where the preflight refuses the model, and what :func:`client.records.load` raises for the records.
     """
-    import torch
-
     from client import records
-    from client.preflight import check
     from client.training.features import Features
-    from client.training.folder import SealedFolder
     from client.training.noise import SystemNoise
-    from client.training.store import FeatureStore
     from client.workload import ModelWorkload
 
     study = agreement.study
-    study.member(config.site)
-    torch.set_num_threads(config.threads)
-    model = adapted(study, locate(config, study.backbone, backbone), device=device)
-    _log.info("%s", check(model).summary())
-    folder = SealedFolder(config.features_folder, identity.derive_key(FEATURES_PURPOSE), _DISK_BYTES)
-    store = FeatureStore(memory_bytes=_MEMORY_BYTES, folder=folder)
+    model, store = _model_and_store(config, study, identity, backbone, device)
     alone = study.privacy.noise is TrainingNoise.DISCRETE
     sides = records.load(config, study, identity)
     train, test = (model.task.encode(side.contents, side.labels, side.units) for side in sides)
@@ -78,6 +73,62 @@ def prepare(
         noise=SystemNoise(),
         pretraining=pretraining,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRecords:
+    """A site's records under a study, for what it computes for itself: verdict and mismatch. Sensitive.
+
+    train, held_out      records to fit to and to judge by, which lie on ``side``
+    training, judging    their features
+    """
+
+    model: AdaptedModel
+    train: Examples
+    held_out: Examples
+    side: HeldOut
+    training: Features
+    judging: Features
+
+
+def prepare_own(config: SiteConfig, study: Study, identity: Identity, *, backbone: Path | None = None) -> OwnRecords:
+    """Return what a site looks at for itself; nothing that is computed from it may leave.
+
+    Features are those of :func:`prepare`, and found again where they were kept. Raises as it does.
+    """
+    from client import records
+    from client.training.features import Features
+
+    model, store = _model_and_store(config, study, identity, backbone, "cpu")
+    train, held_out, side = records.load_for_verdict(config, study, identity)
+    encoded = (model.task.encode(part.contents, part.labels, part.units) for part in (train, held_out))
+    training, judging = encoded
+    return OwnRecords(
+        model,
+        train,
+        held_out,
+        side,
+        training=Features(model, training, alone=study.privacy.noise is TrainingNoise.DISCRETE, store=store),
+        judging=Features(model, judging, alone=True, store=store),
+    )
+
+
+def _model_and_store(
+    config: SiteConfig, study: Study, identity: Identity, backbone: Path | None, device: str
+) -> tuple[AdaptedModel, FeatureStore]:
+    """Return the study's model, which has passed its preflight, and where features are kept."""
+    import torch
+
+    from client.preflight import check
+    from client.training.folder import SealedFolder
+    from client.training.store import FeatureStore
+
+    study.member(config.site)
+    torch.set_num_threads(config.threads)
+    model = adapted(study, locate(config, study.backbone, backbone), device=device)
+    _log.info("%s", check(model).summary())
+    folder = SealedFolder(config.features_folder, identity.derive_key(FEATURES_PURPOSE), _DISK_BYTES)
+    return model, FeatureStore(memory_bytes=_MEMORY_BYTES, folder=folder)
 
 
 def locate(config: SiteConfig, manifest: BackboneManifest, given: Path | None = None) -> Path:

@@ -11,7 +11,7 @@ import hmac
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from common.task_specs import TabularClassification
 SPLIT_PURPOSE = "consilium/v1/split"
 """What the key of the hash is derived for: the identity's, so it is the same for as long as the site has its key."""
 _SIDES = ("train", "validation", "test")
+HeldOut = Literal["validation", "test"]
+"""A side to which nothing is fitted."""
 _log = logging.getLogger("consilium.records")
 
 Row = tuple[str | None, str | None, str | None, str | None]
@@ -62,18 +64,24 @@ def load(config: SiteConfig, study: Study, identity: Identity) -> tuple[Examples
     there, not named, or does not fit what the study reads, CSL-504 where a side is empty, CSL-505 for a column of
     another type, an unknown side or a unit on two, CSL-507 without a decoder, CSL-321 for an unknown label.
     """
-    records = _read(config, study)
-    if config.data.columns.split is None:
-        key, test = identity.derive_key(SPLIT_PURPOSE), config.data.split.test
-        records = [record._replace(side=side_of(key, record.unit, record.place, test=test)) for record in records]
-    records.sort(key=lambda record: record[:4])
-    train = _examples(study, [record for record in records if record.side == "train"])
-    tests = _examples(
-        study, [record for record in records if record.side == "test" and study.task.accepts(record.label)]
-    )
+    train, tests = (_examples(study, side) for side in _divided(config, study, identity, "train", "test"))
     if not len(train) or (study.evaluation.releases and not len(tests)):
         raise ConsiliumError(errors.DATA_EMPTY, "no records to train on" if not len(train) else "no records to test on")
     return train, tests
+
+
+def load_for_verdict(config: SiteConfig, study: Study, identity: Identity) -> tuple[Examples, Examples, HeldOut]:
+    """Return the training records, those that a verdict is made on, and the side that these are on.
+
+    They are the validation records, or where the site has none the test records. Raises as :func:`load` does.
+    """
+    sides = _divided(config, study, identity, *_SIDES)
+    train, validation, tests = (_examples(study, side) for side in sides)
+    side: HeldOut = "validation" if len(validation) else "test"
+    held_out = validation if len(validation) else tests
+    if not len(train) or not len(held_out):
+        raise ConsiliumError(errors.DATA_EMPTY, "no records to fit to" if not len(train) else "no records to judge by")
+    return train, held_out, side
 
 
 def side_of(key: bytes, unit: str, place: str, *, test: float) -> str:
@@ -112,6 +120,17 @@ def lacking(row: Row, columns: Mapping[Role, TextColumn]) -> Role | None:
     if unit is None or ("unit" in columns and not unit.strip()):
         return "unit"
     return "split" if side is None else None
+
+
+def _divided(config: SiteConfig, study: Study, identity: Identity, *sides: str) -> tuple[list[_Record], ...]:
+    """Return the records of each side, in an order that depends on the values alone; unlabelled ones only train."""
+    records = _read(config, study)
+    if config.data.columns.split is None:
+        key, test = identity.derive_key(SPLIT_PURPOSE), config.data.split.test
+        records = [record._replace(side=side_of(key, record.unit, record.place, test=test)) for record in records]
+    records.sort(key=lambda record: record[:4])
+    judges = [record for record in records if record.side == "train" or study.task.accepts(record.label)]
+    return tuple([record for record in judges if record.side == side] for side in sides)
 
 
 def _read(config: SiteConfig, study: Study) -> list[_Record]:

@@ -98,6 +98,7 @@ class Site:
     log         what is kept for people here; a daemon bounds it
     terms       of this very study and dimension, where several simulated sites share one reading; else read here
     permit      asked before a request is charged; what it raises keeps the site from taking part
+    keep        given the bytes of each vector whose evaluation was answered: the operator's, and public
 
     Raises the coded error of whatever keeps the study from ever starting here (key, guarantee, expiry, encodings,
     peers), and only then those of :meth:`Ledger.join`; one that raised has committed nothing.
@@ -121,6 +122,7 @@ class Site:
         log: SiteLog | None = None,
         terms: Terms | None = None,
         permit: Callable[[Stage, Envelope], None] = lambda _stage, _request: None,
+        keep: Callable[[bytes], None] = lambda _raw: None,
     ) -> None:
         study = agreement.study
         if study.member(site).public_key != identity.public_key:
@@ -149,7 +151,7 @@ class Site:
             shared.aggregation, identity, site, verified=verified, entropy=entropy, journal=journal
         )
         self._outbox, self._record = MemoryOutbox() if outbox is None else outbox, record
-        self._permit = permit
+        self._permit, self._keep = permit, keep
         self._handlers: Mapping[Stage, Callable[[Envelope], Mapping[str, bytes]]] = {
             Stage.IDENTIFY: proof_of_identity,
             # Asked again when the reply to the last chunk was lost: nothing is missing.
@@ -231,7 +233,9 @@ class Site:
         raw = request.part("vector")
         vector = parse_vector(raw, self._workload.dimension)
         digest = input_digest(request.stage, raw)
-        return self._masked(request, digest, self._counts, "evaluation", lambda: self._workload.evaluate(vector))
+        parts = self._masked(request, digest, self._counts, "evaluation", lambda: self._workload.evaluate(vector))
+        self._keep(raw)
+        return parts
 
     def _masked(
         self,

@@ -264,6 +264,12 @@ EGRESS_LOG = Fault(
 )
 SITE_RUNNING = Fault("CSL-604", "site", "this site's daemon runs already", "stop the other process")
 RELEASE_INVALID = Fault("CSL-610", "release", "the released adapter cannot be written or read", "see the detail")
+RELEASE_NOT_KEPT = Fault(
+    "CSL-611",
+    "release",
+    "this site has not been asked to evaluate the study's result",
+    "wait for the study's evaluation, or name the released adapter: --release FOLDER",
+)
 JOURNAL_LOCKED = Fault("CSL-620", "journal", "another process has the journal open", "stop the other process")
 JOURNAL_DAMAGED = Fault(
     "CSL-621", "journal", "the journal is not what was written", "keep the file; rejoin under a new study"

@@ -7,27 +7,30 @@ it is given, a clamp that follows from the training, the backbone as the server 
 from __future__ import annotations
 
 import secrets
-import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from common import errors
 from common.errors import ConsiliumError
 from common.identity import PublicKey
-from common.parts import Line, Name, Part, validate
+from common.parts import Line, Name, Part
 from common.payloads import vector_encoding
 from common.privacy.bounds import clamp
 from common.privacy.wanted import WantedPrivacy
 from common.secagg.terms import Terms
+from common.settings import Place, read_settings
 from common.study import BackboneManifest, Evaluation, Kind, Purpose, Study, Unit, time_text
 from common.task_specs import AnyTask
 from common.transfer import AdapterSpec, Personal, Pretraining, Training
 from server.config import Backbone
 from server.enrolment import Admitted
+
+if TYPE_CHECKING:
+    from common.adapters import AdaptedModel
 
 
 class DraftPrivacy(WantedPrivacy):
@@ -52,6 +55,17 @@ class DraftBackbone(Part):
     training_data: Line | None = None
 
 
+class DraftReference(Part):
+    """Public texts to which sites compare their own: a file beside the draft, one text a line.
+
+    data  which data they are, with their licence. What is measured of them is signed and sent to every site: no
+          patient's text may be among them
+    """
+
+    data: Line
+    texts: Place
+
+
 class Draft(Part):
     """A study that is being written. ``sites`` are names of admitted sites; all of them where not given."""
 
@@ -65,6 +79,7 @@ class Draft(Part):
     training: Training
     pretraining: Pretraining | None = None
     personal: Personal = Personal()
+    reference: DraftReference | None = None
     privacy: DraftPrivacy
     evaluation: Evaluation = Evaluation()
     aggregation: DraftAggregation = DraftAggregation()
@@ -72,13 +87,7 @@ class Draft(Part):
 
 def read(path: Path) -> Draft:
     """Read a draft; raises CSL-101 or CSL-102 with the name of the wrong field."""
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConsiliumError(errors.STUDY_UNREADABLE, f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConsiliumError(errors.STUDY_UNREADABLE, f"{path}: {error}") from error
-    return validate(Draft, fields, errors.STUDY_INVALID)
+    return read_settings(Draft, path, unreadable=errors.STUDY_UNREADABLE, invalid=errors.STUDY_INVALID)
 
 
 def finish(
@@ -129,6 +138,7 @@ def finish(
             "training": draft.training.model_dump(mode="json"),
             "pretraining": None if draft.pretraining is None else draft.pretraining.model_dump(mode="json"),
             "personal": draft.personal.model_dump(mode="json"),
+            "reference": None if draft.reference is None else _reference(draft.reference, model),
             "privacy": privacy.model_dump(mode="json"),
             "evaluation": draft.evaluation.model_dump(mode="json"),
             "aggregation": {
@@ -154,6 +164,17 @@ def _roster(draft: Draft, admitted: Sequence[Admitted]) -> list[Mapping[str, obj
         if name not in known:
             raise ConsiliumError(errors.IDENTITY_UNKNOWN, f"{name} is not admitted")
     return [{"site": name, "key": known[name].identity, "band": known[name].band} for name in sorted(set(names))]
+
+
+def _reference(wanted: DraftReference, model: AdaptedModel) -> Mapping[str, object]:
+    from common.reference import measure_reference
+
+    try:
+        lines = wanted.texts.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConsiliumError(errors.STUDY_INVALID, f"reference.texts: {type(error).__name__}") from error
+    texts = [line for line in lines if line.strip()]
+    return measure_reference(model, texts, data=wanted.data).model_dump(mode="json")
 
 
 def _manifest(draft: Draft, source: Backbone | None, folder: Path) -> BackboneManifest:
@@ -205,6 +226,10 @@ epsilon = 8.0                    # the noise is calibrated to it
 delta = 1e-5
 sampling_rate = 0.5
 clip_norm = 0.5
+
+# [reference]                    # lets each site see how far its texts are from these
+# data = "PubMed abstracts, public domain"
+# texts = "public.txt"           # beside this file, one PUBLIC text a line: what is measured of them goes to all
 
 # [backbone]                     # needed for a folder of your own
 # licence = "Apache-2.0"

@@ -17,11 +17,11 @@ from client.evaluation import Judged, judged
 from client.training.features import Features
 from client.training.loop import train_privately
 from client.training.noise import NoiseSource
+from client.training.plain import train_plainly
 from common.adapters import AdaptedModel, Vector
 from common.privacy.plan import PrivacyPlan
 from common.transfer import Training
 from server.aggregation import server_optimizer
-from simulations.plain import train_plainly
 
 
 @dataclass(frozen=True, slots=True)

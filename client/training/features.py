@@ -24,6 +24,7 @@ from client.training.prefix import FrozenPrefix, lengths_of
 from client.training.store import FeatureStore, MemoryRows, PickedRows, Rows
 from common import errors
 from common.adapters import AdaptedModel
+from common.anatomy import mean_over_tokens
 from common.errors import ConsiliumError
 from common.privacy.sensitive import PrivateCount
 from common.tasks import Encoded, Targets, Task
@@ -202,6 +203,14 @@ class Features:
             return model.head_outputs(batch.inputs, batch.numbers)
         hidden = batch.inputs if self._hidden is not None else model.prefix(batch.inputs, batch.mask)
         return model.suffix(hidden, batch.mask, batch.numbers, objective=self._objective)
+
+    def entering(self, model: AdaptedModel, batch: Batch) -> Tensor:
+        """Return one row of features a record, (n, h), as they enter the head; the mean of those of its tokens."""
+        if self._hidden is not None and self._is_pooled:
+            return batch.inputs
+        hidden = batch.inputs if self._hidden is not None else model.prefix(batch.inputs, batch.mask)
+        found = model.features_behind(hidden, batch.mask)
+        return found if self._task.pools else mean_over_tokens(found, batch.mask)
 
     def losses(self, model: AdaptedModel, batch: Batch) -> Tensor:
         """Return (n,) float32, each record's own loss."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from common.transfer import AdapterSpec, Pretraining
 Vector = NDArray[np.float32]
 """(dimension,) float32: the trainable parameters in their fixed order."""
 
+Number = TypeVar("Number", np.float32, np.float64)
 Attach = Callable[[nn.Module, AdapterSpec, range, str], nn.Module]
 
 METHODS: Mapping[str, Attach] = {
@@ -131,8 +133,11 @@ class AdaptedModel(nn.Module):
     def read_vector(self) -> Vector:
         """Return the vector, bit for bit."""
         flat = torch.cat([self.get_parameter(name).detach().reshape(-1) for name in self.names])
-        vector = np.array(flat.cpu().numpy(), dtype=np.float32)
-        return vector if self._order is None else vector[self._order]
+        return np.array(self.as_vector(flat.cpu().numpy()), dtype=np.float32)
+
+    def as_vector(self, values: NDArray[Number]) -> NDArray[Number]:
+        """Return numbers of all trainable parameters, (dimension,), from the model's own order in the vector's."""
+        return values if self._order is None else values[self._order]
 
     def write_vector(self, vector: Vector) -> None:
         """Set the vector's parameters, bit for bit; raises CSL-311 for another length or what is not finite."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from common import errors
-from common.adapters import AdaptedModel, attach, sharing_copy
+from common.adapters import AdaptedModel, Vector, attach, sharing_copy
 from common.adapters.wrapping import read_peft
 from common.backbone import Backbone
 from common.errors import ConsiliumError
@@ -88,6 +89,16 @@ def load_release(folder: Path, backbone: Backbone) -> AdaptedModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConsiliumError(errors.RELEASE_INVALID, f"{folder.name}: {type(error).__name__}") from error
     return model.eval()
+
+
+def released_vector(folder: Path, model: AdaptedModel, *, study: Digest) -> Vector:
+    """Return a release's trainable parameters in the order of a study's model; raises CSL-610 for another study's."""
+    released = load_release(folder, model.backbone)
+    named = ReleasedTask.model_validate_json((folder / TASK_FILE).read_bytes()).study
+    if named != study:
+        raise ConsiliumError(errors.RELEASE_INVALID, f"it is of study {named[:12]}, not of {study[:12]}")
+    parts = [released.get_parameter(name).detach().reshape(-1) for name in model.names]
+    return np.array(torch.cat(parts).cpu().numpy(), dtype=np.float32)
 
 
 def _own(model: AdaptedModel) -> dict[str, nn.Parameter]:

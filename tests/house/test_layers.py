@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,12 +43,16 @@ LIGHT = (
     "client.fetching",
     "client.gate",
     "client.images",
+    "client.judgement",
+    "client.judging_cli",
     "client.ledger",
+    "client.mismatch",
     "client.outbox",
     "client.policy",
     "client.preparing",
     "client.query",
     "client.records",
+    "client.released",
     "client.review",
     "client.review_page",
     "client.shelf",
@@ -55,6 +60,7 @@ LIGHT = (
     "client.study_cli",
     "client.sources",
     "client.table",
+    "client.verdict",
     "server.aggregation",
     "server.console",
     "server.coordinator",
@@ -93,6 +99,8 @@ def test_a_light_module_loads_without_the_machine_learning_stack(module: str) ->
         ("client.cli", ["--help"]),
         ("client.cli", ["ledger", "--help"]),
         ("client.cli", ["data", "--help"]),
+        ("client.cli", ["verdict", "--help"]),
+        ("client.cli", ["mismatch", "--help"]),
     ],
 )
 def test_help_needs_no_machine_learning_stack_and_no_accountant(module: str, arguments: list[str]) -> None:
@@ -118,3 +126,21 @@ def test_our_packages_are_found_where_the_working_directory_is_not_searched(tmp_
     result = run("-P", "-c", program, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()) == ROOT / "common" / "__init__.py"
+
+
+def test_what_answers_the_operator_cannot_reach_what_a_site_fits_for_itself(tmp_path: Path) -> None:
+    """The contract that stands in pyproject.toml breaks where one import of a private fit is planted (RULES 11)."""
+    for part in ("common", "client", "server", "simulations", "pyproject.toml"):
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / part)
+    planted = tmp_path / "client" / "workload.py"
+    planted.write_text(planted.read_text() + "\n\ndef planted() -> None:\n    from client import personal  # noqa\n")
+    program = "from importlinter.cli import lint_imports_command as main; main()"
+    result = run(
+        "-P", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {program}", "--no-cache", cwd=tmp_path
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "client.workload -> client.personal" in result.stdout.replace("\n", " ")

@@ -11,7 +11,7 @@ import pytest
 
 from client.config import SiteConfig
 from client.data import Examples
-from client.records import SPLIT_PURPOSE, load, side_of
+from client.records import SPLIT_PURPOSE, load, load_for_verdict, side_of
 from common.errors import ConsiliumError
 from common.identity import Identity
 from common.study import Study
@@ -227,3 +227,20 @@ def test_a_study_that_never_evaluates_needs_no_test_records(tmp_path: Path) -> N
     never = signed_study(evaluation={"releases": 0}).study
     train, test = loaded(tmp_path, [("a", "one", "yes", "train")], never, split="side")
     assert (len(train), len(test)) == (1, 0)
+
+
+def test_a_verdict_is_made_on_validation_records_and_without_any_on_the_test_records(tmp_path: Path) -> None:
+    rows = [(f"p{n}", f"note {n}", "no", side) for n, side in enumerate(["train"] * 4 + ["validation"] * 3 + ["test"])]
+    for shown, side in ((rows, "validation"), ([row for row in rows if row[3] != "validation"], "test")):
+        write(tmp_path, shown)
+        train, held_out, named = load_for_verdict(config(tmp_path, unit="patient", split="side"), PATIENTS, IDENTITY)
+        assert (len(train), len(held_out), named) == (4, 3 if side == "validation" else 1, side)
+    write(tmp_path, rows[:4])
+    with pytest.raises(ConsiliumError, match="CSL-504"):
+        load_for_verdict(config(tmp_path, unit="patient", split="side"), PATIENTS, IDENTITY)
+
+
+def test_a_verdict_without_a_split_column_sees_the_sides_that_the_study_sees(tmp_path: Path) -> None:
+    train, tests = loaded(tmp_path, many())
+    again, held_out, side = load_for_verdict(config(tmp_path, unit="patient"), PATIENTS, IDENTITY)
+    assert (again.contents, held_out.contents, side) == (train.contents, tests.contents, "test")

@@ -15,13 +15,13 @@ from client.training import loop
 from client.training.features import Features
 from client.training.loop import make_optimizer, take_steps, train_privately
 from client.training.noise import SystemNoise
+from client.training.plain import plain_sum, train_plainly
 from common.adapters import METHODS, AdaptedModel, attach
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.tasks import Encoded, Task
 from common.transfer import AdapterSpec, Training
 from simulations.noise import SeededNoise
-from simulations.plain import plain_sum, train_plainly
 from tests.client.training.test_step import PLAN, Chosen
 
 Encode = Callable[..., Encoded]
