@@ -74,7 +74,11 @@ def fields(sites: int = 4, **changes: object) -> tuple[dict[str, object], Identi
 
 def signed_study(sites: int = 4, **changes: object) -> Signed:
     """Return a study signed by its operator and approved by every site."""
-    raw, operator, keys = fields(sites, **changes)
+    return signed_as(*fields(sites, **changes))
+
+
+def signed_as(raw: dict[str, object], operator: Identity, keys: dict[SiteId, Identity]) -> Signed:
+    """Return a study of these fields, signed by its operator and approved by every site."""
     study = Study.from_fields(raw)
     signed = sign(study, operator)
     approvals = tuple(approve(signed, site, identity, operator.public_key) for site, identity in keys.items())
