@@ -100,7 +100,7 @@ def examine(
             nonlocal dimension
             made = adapted(study, backbone)
             dimension = made.dimension
-            return _preflight(made)
+            return _preflight(made, study, site)
 
         yield finding("model", model)
     yield finding("encoding", lambda: _encoding(study, site, dimension))
@@ -141,10 +141,12 @@ def _backbone(study: Study, folder: Path) -> str:
     return f"{study.backbone.name}: {len(study.backbone.files)} files as signed"
 
 
-def _preflight(model: AdaptedModel) -> str:
+def _preflight(model: AdaptedModel, study: Study, site: SiteId) -> str:
+    """Look at what this site trains: where it has a rank of its own, less than the study's model."""
     from client.preflight import check as preflight
+    from common.adapters import attach_at
 
-    return preflight(model).summary()
+    return preflight(attach_at(model, site, study.stream)).summary()
 
 
 def _encoding(study: Study, site: SiteId, dimension: int | None) -> str:

@@ -116,17 +116,18 @@ def prepare_own(config: SiteConfig, study: Study, identity: Identity, *, backbon
 def _model_and_store(
     config: SiteConfig, study: Study, identity: Identity, backbone: Path | None, device: str
 ) -> tuple[AdaptedModel, FeatureStore]:
-    """Return the study's model, which has passed its preflight, and where features are kept."""
+    """Return the study's model and where features are kept; what this site trains of it has passed its preflight."""
     import torch
 
     from client.preflight import check
     from client.training.folder import SealedFolder
     from client.training.store import FeatureStore
+    from common.adapters import attach_at
 
     study.member(config.site)
     torch.set_num_threads(config.threads)
     model = adapted(study, locate(config, study.backbone, backbone), device=device)
-    _log.info("%s", check(model).summary())
+    _log.info("%s", check(attach_at(model, config.site, study.stream)).summary())
     folder = SealedFolder(config.features_folder, identity.derive_key(FEATURES_PURPOSE), _DISK_BYTES)
     return model, FeatureStore(memory_bytes=_MEMORY_BYTES, folder=folder)
 

@@ -53,7 +53,8 @@ class AdaptedModel(nn.Module):
                    head's; with ranks of their own at some sites, by the blocks of :mod:`common.adapters.ranks`
     dimension      length of the vector
     prefix_layers  frozen layers before the first adapted one: what can be computed once and kept
-    objective      what the first rounds learn without labels, None for a study that starts with its task
+    pretraining    what the study says of its first rounds, None for one that starts with its task
+    objective      what they learn without labels
 
     The backbone's own tensors are shared with every other model over the same backbone; only what trains is its own.
     The modules stay in evaluation mode, so that nothing is dropped and no batch norm looks at a batch.
@@ -75,6 +76,7 @@ class AdaptedModel(nn.Module):
         self.encoder = encoder
         self.head = task.head(task.width, alone=spec.method == "head-only").to(backbone.device)
         self.prefix_layers = first
+        self.pretraining = pretraining
         self.objective = None if pretraining is None else task_for(pretraining.objective, backbone, stream)
         self._objective_rounds = 0 if pretraining is None else pretraining.rounds
         self._anatomy = anatomy_of(backbone.model)
@@ -270,7 +272,7 @@ def attach_at(model: AdaptedModel, site: str, stream: str) -> AdaptedModel:
     if rank == spec.rank:
         return model
     own = spec.model_copy(update={"rank": rank, "alpha": spec.alpha * rank / spec.rank, "site_ranks": {}})
-    small = attach(model.backbone, own, model.task, stream)
+    small = attach(model.backbone, own, model.task, stream, pretraining=model.pretraining)
     with torch.no_grad():
         for name, parameter in small.named_parameters():
             if ".lora_A." in name:

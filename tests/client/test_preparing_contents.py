@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client import preflight
+from client.check import examine
 from client.preparing import prepare
 from client.workload import ModelWorkload
-from common.adapters import Vector
+from common.adapters import AdaptedModel, Vector
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from tests.modalities import Cell, Checkpoint, checkpoint, deployed, write_site
@@ -120,7 +122,8 @@ def test_records_without_a_label_are_in_the_pretraining_and_nowhere_else(
 
 @pytest.mark.parametrize("pretrains", [False, True])
 def test_a_site_of_a_smaller_rank_sends_zeros_beyond_it(tmp_path: Path, tiny: Tiny, pretrains: bool) -> None:
-    pretraining = {"rounds": 1, "objective": {"max_tokens": 24}} if pretrains else None
+    objective = {"kind": "masked-language-modelling", "max_tokens": 24}
+    pretraining = {"rounds": 1, "objective": objective} if pretrains else None
     adapter = {"method": "ffa-lora", "rank": 4, "last_layers": 1, "site_ranks": {SITE: 2}}
     made = deployed("text-classification", tiny("bert"), 6, adapter=adapter, pretraining=pretraining)
     (block,) = made.study.aggregation.blocks
@@ -131,6 +134,25 @@ def test_a_site_of_a_smaller_rank_sends_zeros_beyond_it(tmp_path: Path, tiny: Ti
         assert not own[block.start :].any()
         assert own[: block.start].any()
         assert whole[block.start :].any()
+
+
+def test_the_preflight_looks_at_the_rank_that_this_site_trains(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    check = preflight.check
+
+    def noting(model: AdaptedModel) -> preflight.PreflightReport:
+        seen.append(model.spec.rank)
+        return check(model)
+
+    monkeypatch.setattr(preflight, "check", noting)
+    adapter = {"method": "ffa-lora", "rank": 4, "last_layers": 1, "site_ranks": {SITE: 2}}
+    made = deployed("text-classification", tiny("bert"), 6, adapter=adapter)
+    for site in (SITE, OTHER):
+        workload_of(tmp_path / site, made, tiny("bert"), site)
+        list(examine(made.study, site, backbone=tiny("bert").folder, ledger=None))
+    assert seen == [2, 2, 4, 4]
 
 
 def test_a_task_that_reads_other_records_than_the_site_has_is_refused_by_name(tmp_path: Path, tiny: Tiny) -> None:

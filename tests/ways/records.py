@@ -114,7 +114,7 @@ def _image(dice: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _recording(dice: np.random.Generator) -> Recording:
-    rate = int(dice.choice([800, 1000, 1600]))
+    rate = int(dice.choice([1000, 1200, 1600]))
     moments = np.arange(int(rate * dice.uniform(0.1, 0.4))) / rate
     tone = np.sin(2 * np.pi * dice.uniform(50, 350) * moments) * dice.uniform(0.2, 0.9)
     return Recording(tone.astype(np.float32), rate)
