@@ -19,6 +19,7 @@ from common.contents import Content, Recording
 from common.identity import SiteId
 from common.study import BackboneManifest, Study
 from common.task_specs import TabularClassification
+from server.config import Backbone
 from tests.encoders import write_encoder
 from tests.studies import Signed, fields, signed_as
 from tests.ways.records import records_of, spec_of
@@ -33,6 +34,11 @@ class Checkpoint:
     family: str
     folder: Path
     manifest: BackboneManifest
+
+    @property
+    def source(self) -> Backbone:
+        """The ``[backbone]`` of an operator who has it."""
+        return Backbone.model_validate_json(json.dumps({"folder": str(self.folder)}))
 
 
 def checkpoint(folder: Path, family: str) -> Checkpoint:

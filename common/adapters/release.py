@@ -98,7 +98,7 @@ def released_vector(folder: Path, model: AdaptedModel, *, study: Digest) -> Vect
     if named != study:
         raise ConsiliumError(errors.RELEASE_INVALID, f"it is of study {named[:12]}, not of {study[:12]}")
     parts = [released.get_parameter(name).detach().reshape(-1) for name in model.names]
-    return np.array(torch.cat(parts).cpu().numpy(), dtype=np.float32)
+    return np.array(model.as_vector(torch.cat(parts).cpu().numpy()), dtype=np.float32)
 
 
 def _own(model: AdaptedModel) -> dict[str, nn.Parameter]:

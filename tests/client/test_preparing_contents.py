@@ -62,7 +62,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return of
 
 
-def workload_of(folder: Path, made: Signed, tiny: Checkpoint, site: SiteId = SITE, *, unlabelled: int = 0) -> ModelWorkload:
+def workload_of(
+    folder: Path, made: Signed, tiny: Checkpoint, site: SiteId = SITE, *, unlabelled: int = 0
+) -> ModelWorkload:
     broken = BAD[made.study.task.content]
     config = write_site(folder, made.study, tiny.folder, site, RECORDS, unlabelled=unlabelled, broken=broken)
     return prepare(config, made.agreement, made.sites[site])
