@@ -76,6 +76,7 @@ def take_steps(
     """
     model.write_vector(start)
     parameters = [parameter for _, parameter in model.trainable()]
+    anchor = _numbers_of(parameters)
     optimizer = make_optimizer(training, parameters)
     is_pushed = False
     for step in range(training.steps_per_round):
@@ -84,7 +85,7 @@ def take_steps(
             group["lr"] = training.site_rate(progress)
         found = gradient()
         if training.proximal:
-            found = found + training.proximal * (model.read_vector().astype(np.float64) - start)
+            found = found + training.proximal * (_numbers_of(parameters) - anchor)
         is_pushed = is_pushed or bool(found.any())
         write_gradient(parameters, found)
         optimizer.step()
@@ -110,3 +111,9 @@ def write_gradient(parameters: Sequence[nn.Parameter], gradient: NDArray[np.floa
         part = whole[offset : offset + parameter.numel()]
         parameter.grad = part.to(device=parameter.device, dtype=parameter.dtype).view(parameter.shape)
         offset += parameter.numel()
+
+
+def _numbers_of(parameters: Sequence[nn.Parameter]) -> NDArray[np.float64]:
+    """Return parameters as one row, in the order of a gradient: the vector's order is another where ranks differ."""
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    return flat.double().cpu().numpy()

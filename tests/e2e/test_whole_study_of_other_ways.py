@@ -37,7 +37,7 @@ ADAPTER: Mapping[str, object] = {"method": "ffa-lora", "rank": 4, "last_layers":
 
 @dataclass
 class Watched:
-    """A site's workload whose updates are kept for the test; ``planted`` is sent beyond ``beyond``, whatever it trained."""
+    """A site's workload whose updates are kept; ``planted`` is sent from ``beyond`` on, whatever it trained."""
 
     workload: ModelWorkload
     beyond: int | None = None

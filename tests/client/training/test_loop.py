@@ -189,6 +189,28 @@ def test_the_pull_is_the_strength_times_the_distance_whatever_the_gradient(model
     assert update == pytest.approx(np.full(model.dimension, distance), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "adapter",
+    [{"method": "rolora"}, {"method": "ffa-lora", "rank": 4, "site_ranks": {"site-000": 2}}],
+    ids=["factors by turns", "ranks that differ"],
+)
+def test_the_pull_is_of_each_weight_towards_its_own_start(
+    backbone: Backbone, task: Task, adapter: dict[str, object]
+) -> None:
+    """Where some weights rest in a round, and where the vector has another order than the gradient."""
+    spec = AdapterSpec.model_validate({"rank": 2, "last_layers": 1, **adapter})
+    model = attach(backbone, spec, task, "5a" * 32)
+    training = Training(rounds=2, steps_per_round=3, learning_rate=0.1, schedule="constant", proximal=2.0)
+    with model.in_round(0):
+        gradient = np.linspace(0.5, 1.5, model.active_dimension)
+        update = take_steps(model, training, lambda: gradient, start=away(model), round_index=0)
+        moving = {name for name, _ in model.trainable()}
+    parts = [np.full(model.get_parameter(name).numel(), float(name in moving)) for name in model.names]
+    wanted = np.concatenate(parts)
+    wanted[wanted == 1.0] = gradient * -0.1 * (1 + 0.8 + 0.8**2)
+    assert update == pytest.approx(model.as_vector(wanted), rel=1e-4)
+
+
 def test_a_plan_for_other_steps_is_refused(model: AdaptedModel, encode: Encode) -> None:
     with pytest.raises(ConsiliumError, match="CSL-201"):
         train_privately(
