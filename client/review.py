@@ -21,6 +21,7 @@ from client.policy import Rule, Violation, violations
 from client.preparing import locate
 from client.purposes import named
 from client.shelf import Known, State
+from common import wording
 from common.errors import ConsiliumError
 from common.identity import SiteId, fingerprint, parse_public_key
 from common.parts import Hex32, Name, Part
@@ -29,6 +30,7 @@ from common.privacy.concerns import concerns
 from common.privacy.plan import PrivacyPlan
 from common.secagg import Terms
 from common.study import BackboneManifest, Study, Unit
+from common.task_specs import AnyTask, TabularClassification
 
 _MEGABYTE = 1e6
 
@@ -45,14 +47,38 @@ class BackboneLine(Part):
     megabytes: float | None
 
 
+class TaskLine(Part):
+    """What is learned of which records.
+
+    kind, content   as the study names them: ``image-classification`` of an ``image``
+    does, reads     what the task does, and what it reads of a record, in words
+    score           what its score is called
+    labels, fields  among which it chooses, and of which a row consists; empty where there are none
+    """
+
+    kind: str
+    content: str
+    does: str
+    reads: str
+    score: str
+    labels: tuple[str, ...]
+    fields: tuple[str, ...]
+
+
 class TravelLine(Part):
     """What trains and what travels.
 
+    ranks                   where sites train different ranks: which this one trains, and who trains less
+    training                how sites and server train, in words
+    pretraining             what the first rounds learn without labels; empty where there are none such
     coordinates             of an update, where the model was loaded to count them
     megabytes_up, _down     of a round's update and vector, before the protocol's own few kilobytes a peer
     """
 
     adapter: str
+    ranks: str
+    training: str
+    pretraining: str
     rounds: int
     steps_per_round: int
     charges: int
@@ -115,6 +141,8 @@ class Difference(Part):
 class Verdict(Part):
     """Everything on the page.
 
+    personal      what this site may fit for itself after the last round; empty where that is nothing
+    reference     to which public data it can compare its own; empty where there are none
     differs_from  digest of the newest other study that may run here; None where there is none
     """
 
@@ -124,8 +152,11 @@ class Verdict(Part):
     state: State
     purpose: tuple[str, ...]
     statement: str
+    task: TaskLine
     backbone: BackboneLine
     travels: TravelLine
+    personal: str
+    reference: str
     privacy: PrivacyLine
     cohort: CohortLine
     expires: str
@@ -168,8 +199,11 @@ def review(
         state=one.state_at(now),
         purpose=tuple(map(named, study.purpose.duo)),
         statement=" ".join(study.purpose.statement.split()),
+        task=_task(study.task),
         backbone=_backbone(study.backbone, config),
-        travels=_travels(study, coordinates),
+        travels=_travels(study, config.site, coordinates),
+        personal=wording.keeps(study.personal),
+        reference=wording.compares(study.reference),
         privacy=_privacy(study, config, book),
         cohort=_cohort(study, config),
         expires=study.expires,
@@ -224,7 +258,20 @@ def _megabytes(manifest: BackboneManifest, config: SiteConfig) -> float | None:
         return None
 
 
-def _travels(study: Study, coordinates: int | None) -> TravelLine:
+def _task(task: AnyTask) -> TaskLine:
+    fields = task.fields if isinstance(task, TabularClassification) else ()
+    return TaskLine(
+        kind=task.kind,
+        content=task.content,
+        does=wording.does(task),
+        reads=wording.reads(task),
+        score=task.score,
+        labels=task.known_labels,
+        fields=tuple(map(wording.field_words, fields)),
+    )
+
+
+def _travels(study: Study, site: str, coordinates: int | None) -> TravelLine:
     up = None
     if coordinates is not None:
         try:
@@ -233,11 +280,12 @@ def _travels(study: Study, coordinates: int | None) -> TravelLine:
             # The site would not start; `check` says so.
             up = None
     adapter = study.adapter
-    layers = f"of the last {adapter.last_layers} layer(s)" if adapter.last_layers else "of all layers"
-    spec = f"{adapter.method}, rank {adapter.rank} on {', '.join(adapter.targets)} {layers}"
-    plain = adapter.method if adapter.method == "head-only" else f"{adapter.method} {layers}"
+    differing = wording.differing_ranks(adapter)
     return TravelLine(
-        adapter=spec if adapter.method in ("ffa-lora", "lora") else plain,
+        adapter=wording.adapts(adapter, study.task),
+        ranks=f"this site trains rank {adapter.rank_at(site)}; {differing}" if differing else "",
+        training=wording.trains(study.training),
+        pretraining=wording.pretrains(study.pretraining, study.training, study.task),
         rounds=study.training.rounds,
         steps_per_round=study.training.steps_per_round,
         charges=study.privacy.max_charges,

@@ -11,6 +11,7 @@ from rich.text import Text
 from client.review import Verdict
 from common.console import printable
 from common.privacy.statement import rounded_up
+from common.wording import listed
 
 _LONG = 40
 
@@ -46,6 +47,16 @@ def _purpose_lines(verdict: Verdict) -> Iterator[Text]:
     yield Text(f"“{verdict.statement}”")
 
 
+def _task_lines(verdict: Verdict) -> Iterator[Text]:
+    line = verdict.task
+    yield Text(f"{line.kind}: it {line.does}; its score: {line.score}")
+    yield Text(f"reads {line.reads}")
+    if line.labels:
+        yield Text(f"labels: {listed(line.labels)}")
+    if line.fields:
+        yield Text(f"{len(line.fields)} fields: {listed(line.fields)}")
+
+
 def _backbone_lines(verdict: Verdict) -> Iterator[Text]:
     line = verdict.backbone
     size = "not on this machine" if line.megabytes is None else f"{line.megabytes:.1f} MB here"
@@ -55,11 +66,16 @@ def _backbone_lines(verdict: Verdict) -> Iterator[Text]:
 
 def _travel_lines(verdict: Verdict) -> Iterator[Text]:
     line = verdict.travels
-    yield Text(f"{line.adapter}, and the task's head")
+    yield Text(line.adapter)
+    if line.ranks:
+        yield Text(line.ranks)
     yield Text(
         f"{line.rounds} rounds of {line.steps_per_round} steps, {line.charges} charges allowed; "
         f"{line.evaluations} evaluation(s)"
     )
+    yield Text(line.training)
+    if line.pretraining:
+        yield Text(line.pretraining)
     if line.coordinates is None:
         yield Text(f"each coordinate in {line.bits} bits; how many there are is counted with --model")
         return
@@ -67,6 +83,10 @@ def _travel_lines(verdict: Verdict) -> Iterator[Text]:
     yield Text(
         f"{line.coordinates:,} coordinates in {line.bits} bits: {up}, {line.megabytes_down:.2f} MB down in each round"
     )
+
+
+def _here_lines(verdict: Verdict) -> Iterator[Text]:
+    return (Text(said) for said in (verdict.personal, verdict.reference) if said)
 
 
 def _privacy_lines(verdict: Verdict) -> Iterator[Text]:
@@ -132,8 +152,10 @@ def _violation_lines(verdict: Verdict) -> Iterator[Text]:
 _SECTIONS: Mapping[str, Callable[[Verdict], Iterator[Text]]] = {
     "Study": _study_lines,
     "Purpose": _purpose_lines,
+    "Task": _task_lines,
     "Backbone": _backbone_lines,
     "Travels": _travel_lines,
+    "Here": _here_lines,
     "Privacy": _privacy_lines,
     "Cohort": _cohort_lines,
     "Heed": _heed_lines,

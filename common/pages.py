@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from common.figures import clean
+from common.wording import listed
 
 SHARED = Path(__file__).parent / "templates"
 """Templates that pages of several packages include."""
@@ -30,7 +31,7 @@ def environment(*folders: Path) -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
-    made.filters.update(moment=moment, size=size)
+    made.filters.update(moment=moment, size=size, listed=listed)
     return made
 
 

@@ -15,6 +15,9 @@ from common.task_specs import CausalLanguageModelling, MaskedLanguageModelling
 
 Method = Literal["ffa-lora", "lora", "rolora", "ia3", "bitfit", "layer-norm", "bottleneck", "full", "head-only"]
 
+PEFT_METHODS: tuple[Method, ...] = ("ffa-lora", "lora", "rolora", "ia3", "layer-norm")
+"""Those whose release PEFT itself reads; of the others it has none."""
+
 
 class AdapterSpec(Part):
     """Which weights train and travel.

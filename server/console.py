@@ -19,6 +19,7 @@ from common.parts import Digest
 from common.privacy.statement import statement
 from common.prose import statement_blocks
 from common.web import Door, Missing, Page, console
+from common.wording import facts
 from server import console_figures as figures
 from server import enrolment
 from server.calls import calls
@@ -67,6 +68,7 @@ class OperatorConsole:
         status = ask(self._config.health_address)
         return {
             "told": told,
+            "facts": facts(told.study),
             "live": status is not None and status.study == digest,
             "sites": told.sites(status),
             "figure": figures.rounds(told.rounds),

@@ -28,10 +28,14 @@ Study      {digest} (offered)
            until 2099-01-01T00:00:00Z; for software >=0.1,<0.2, here is 0.1.0
 Purpose    DUO:0000007 DS, disease specific research
            “tests”
+Task       text-classification: it assigns one of 2 labels to a text; its score: accuracy
+           reads texts, up to 16 tokens of each
+           labels: no, yes
 Backbone   tiny, revision 1, from tests; 1 file(s), not on this machine
            licence Apache-2.0; trained on: none: random weights
 Travels    ffa-lora, rank 2 on query, value of the last 1 layer(s), and the task's head
            3 rounds of 2 steps, 4 charges allowed; 1 evaluation(s)
+           SGD at the sites, rate 0.1, cosine; FedAvg at the server, rate 1
            1,000 coordinates in 16 bits: 0.00 MB up, 0.00 MB down in each round
 Privacy    each record: epsilon {epsilon} recomputed here, 8 stated; delta 1e-05
            noise 1.5 in each step, 5 in each evaluation, times the most that one can add
@@ -164,6 +168,43 @@ def test_json_is_the_verdict_and_the_statement_is_the_studys(made: Hospital) -> 
     text = CliRunner().invoke(app, ["study", "review", digest, "--home", str(made.home), "--statement"])
     assert text.exit_code == 0
     assert text.stdout.startswith("# Privacy statement")
+
+
+def test_a_study_of_rows_says_its_fields_its_ranks_and_what_stays_here(made: Hospital) -> None:
+    task = {
+        "kind": "tabular-classification",
+        "labels": ["no", "yes"],
+        "fields": [
+            {"kind": "number", "name": "age", "low": 0, "high": 120},
+            {"kind": "category", "name": "sex", "levels": ["f", "m"]},
+        ],
+    }
+    rows = signed_study(
+        4, **WORKED, task=task, adapter={"rank": 4, "site_ranks": {SITE: 2}}, personal={"method": "head", "steps": 50}
+    )
+    made.offer(rows)
+    found = verdict(made, rows)
+    assert (found.task.kind, found.task.content) == ("tabular-classification", "fields")
+    text = "\n".join(printed(found, 200))
+    assert "2 fields: age (0 to 120), sex (f/m)" in text
+    assert f"this site trains rank 2; some sites train less than rank 4: {SITE} rank 2" in text
+    assert "Here       after the last round a site may fit a head of its own on the shared adapter, in 50 steps" in text
+
+
+def test_a_study_that_pretrains_and_carries_a_reference_says_so(made: Hospital) -> None:
+    told = signed_study(
+        4,
+        **WORKED,
+        pretraining={"rounds": 2, "objective": {"kind": "masked-language-modelling"}},
+        reference={"data": "[b]invented[/]", "mean": [0.0, 1.0], "deviation": [1.0, 1.0]},
+        training={"proximal": 0.5, "server_optimizer": "fedmomentum"},
+    )
+    made.offer(told)
+    text = "\n".join(printed(verdict(made, told), 250))
+    assert "in the first 2 of 3 rounds it predicts masked tokens of a text, 15% of them" in text
+    assert "a record without a label takes part in these alone" in text
+    assert "2 features of public data, “[b]invented[/]”" in text
+    assert "pulled to the round's start by 0.5 (FedProx); FedAvg with momentum 0.9 at the server" in text
 
 
 def test_what_people_should_hear_is_on_the_page(made: Hospital) -> None:
