@@ -21,6 +21,8 @@ from common.privacy.plan import PrivacyPlan
 from common.privacy.statement import rounded_up
 from common.secagg import Terms
 from common.study import Kind, Study, Unit
+from common.task_specs import TaskKind
+from common.transfer import Method
 
 if TYPE_CHECKING:
     from client.config import SiteConfig
@@ -46,6 +48,9 @@ class Policy(Part):
     min_band              smallest public size that another site of the roster may have
     min_patients          smallest public size of this site with which it takes part
     max_rounds            planned sums of one study
+    tasks                 what records may be used for: kinds of task, each by its name
+    methods               how an adapter may be trained, each by its name
+    pretraining           whether a study may first learn from records without looking at labels, unlabelled ones too
     blocks                whether a study may name coordinates to which only some sites contribute
     hours                 when the site computes, local time of this machine; 00:00-24:00 is always
     manual_rounds         whether each round waits for ``consilium-client study allow``
@@ -61,6 +66,9 @@ class Policy(Part):
     min_band: int = Field(ge=1)
     min_patients: int = Field(ge=1)
     max_rounds: int = Field(ge=1)
+    tasks: tuple[TaskKind, ...] = Field(min_length=1)
+    methods: tuple[Method, ...] = Field(min_length=1)
+    pretraining: bool
     blocks: bool
     hours: tuple[Hours, ...] = Field(min_length=1)
     manual_rounds: bool
@@ -107,6 +115,9 @@ class Rule(StrEnum):
     BAND = "band"
     PATIENTS = "patients"
     ROUNDS = "rounds"
+    TASK = "task"
+    METHOD = "method"
+    PRETRAINING = "pretraining"
     BLOCKS = "blocks"
     BUDGET = "budget"
 
@@ -196,6 +207,12 @@ def _beyond(policy: Policy, study: Study, site: str, plan: PrivacyPlan | None) -
     yield from _beyond_the_cohort(policy, study, site)
     if study.training.rounds > policy.max_rounds:
         yield _point(Rule.ROUNDS, f"{study.training.rounds:,}", f"max_rounds = {policy.max_rounds:,}")
+    if study.task.kind not in policy.tasks:
+        yield _point(Rule.TASK, study.task.kind, f"tasks = {', '.join(policy.tasks)}")
+    if study.adapter.method not in policy.methods:
+        yield _point(Rule.METHOD, study.adapter.method, f"methods = {', '.join(policy.methods)}")
+    if study.pretraining is not None and not policy.pretraining:
+        yield _point(Rule.PRETRAINING, study.pretraining.objective.kind, "pretraining = false")
     if study.aggregation.blocks and not policy.blocks:
         names = ", ".join(block.name for block in study.aggregation.blocks)
         yield _point(Rule.BLOCKS, f"only some sites contribute to {names}", "blocks = false")

@@ -15,6 +15,12 @@ from common.parts import Line, Name, Part
 
 Content = Literal["text", "image", "audio", "fields"]
 """What a record is, before any task has seen it."""
+TaskKind = Literal[
+    "text-classification", "multi-label-classification", "token-classification", "causal-language-modelling",
+    "masked-language-modelling", "retrieval", "regression", "image-classification", "audio-classification",
+    "tabular-classification",
+]  # fmt: skip
+"""What a study may call its task."""
 
 _MAX_TOKENS = 8192
 Labels = Annotated[tuple[Line, ...], Field(min_length=2, max_length=1000)]

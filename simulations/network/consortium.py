@@ -36,6 +36,15 @@ min_cohort = 3
 min_band = 1
 min_patients = 1
 max_rounds = 100000
+tasks = [
+    "text-classification", "multi-label-classification", "token-classification", "causal-language-modelling",
+    "masked-language-modelling", "retrieval", "regression", "image-classification", "audio-classification",
+    "tabular-classification",
+]
+methods = [
+    "ffa-lora", "lora", "rolora", "ia3", "bitfit", "layer-norm", "bottleneck", "full", "head-only",
+]
+pretraining = true
 blocks = true
 hours = ["00:00-24:00"]
 manual_rounds = false

@@ -70,6 +70,8 @@ def test_an_offer_is_shown_with_its_cost_its_sites_and_the_command_to_type(clien
     assert re.search(r"epsilon 0\.\d{4}, recomputed here; 8 stated", shown)
     assert re.search(r"coast (\w{4}-){4}\w{4} verified 800", shown)
     assert "hilltop" in shown
+    assert "text-classification: it assigns one of 2 labels to a text; its score: accuracy" in shown
+    assert re.search(r"Labels \w+, \w+", shown)
     assert "What is not promised" in shown
 
 

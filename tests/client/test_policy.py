@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import pytest
@@ -29,11 +29,13 @@ from common.identity import Identity
 from common.link.inprocess import OPERATOR_NODE, InProcessGrid
 from common.messages import OPERATOR, Envelope, Stage
 from common.payloads import dump_round
+from common.task_specs import TaskKind
+from common.transfer import Method
 from server.coordinator import Coordinator
 from server.witnesses import MemoryWitnesses
 from tests.federations import DIMENSION
 from tests.hospitals import SITE, WORKED, Hospital, ask, hospital
-from tests.policies import OPEN
+from tests.policies import METHODS, OPEN, TASKS
 from tests.studies import NOW, Signed, signed_study
 
 GRU, HMB, DS, POA, NRES = "DUO:0000042", "DUO:0000006", "DUO:0000007", "DUO:0000011", "DUO:0000004"
@@ -61,6 +63,13 @@ CASES: dict[Rule, Case] = {
     Rule.BAND: Case("min_band = 1", "min_band = 101"),
     Rule.PATIENTS: Case("min_patients = 1", "min_patients = 101"),
     Rule.ROUNDS: Case("max_rounds = 1000", "max_rounds = 2"),
+    Rule.TASK: Case(f"tasks = {TASKS}", 'tasks = ["regression", "retrieval"]'),
+    Rule.METHOD: Case(f"methods = {METHODS}", 'methods = ["head-only"]'),
+    Rule.PRETRAINING: Case(
+        "pretraining = true",
+        "pretraining = false",
+        {"pretraining": {"rounds": 1, "objective": {"kind": "causal-language-modelling"}}},
+    ),
     Rule.BLOCKS: Case(
         "blocks = true",
         "blocks = false",
@@ -174,6 +183,9 @@ def test_no_field_of_a_policy_has_a_default(line: str, tmp_path: Path) -> None:
         ('["Apache-2.0"]', '["*"]'),
         ("max_epsilon = 20.0", "max_epsilon = inf"),
         ('["00:00-24:00"]', "[]"),
+        (f"tasks = {TASKS}", "tasks = []"),
+        (f"tasks = {TASKS}", 'tasks = ["any"]'),
+        (f"methods = {METHODS}", 'methods = ["*"]'),
         ('["00:00-24:00"]', '["09:00-09:00"]'),
         ('["00:00-24:00"]', '["24:00-06:00"]'),
         ("blocks = true", "blocks = true\nanything = true"),
@@ -248,6 +260,9 @@ RELAXED: dict[str, object] = {
     "min_band": 1,
     "min_patients": 1,
     "max_rounds": 10**6,
+    "tasks": get_args(TaskKind),
+    "methods": get_args(Method),
+    "pretraining": True,
     "blocks": True,
     "hours": ("00:00-24:00",),
     "manual_rounds": False,
@@ -263,9 +278,13 @@ STRICT: dict[Rule, dict[str, object]] = {
     Rule.BAND: {"min_band": 10**6},
     Rule.PATIENTS: {"min_patients": 10**6},
     Rule.ROUNDS: {"max_rounds": 1},
+    Rule.TASK: {"tasks": ("image-classification",)},
+    Rule.METHOD: {"methods": ("full", "bitfit")},
+    Rule.PRETRAINING: {"pretraining": False},
     Rule.BLOCKS: {"blocks": False},
 }
-BLOCKED = signed_study(4, **WORKED, **(CASES[Rule.BLOCKS].study or {}))
+BLOCKED = signed_study(4, **WORKED, **{**(CASES[Rule.BLOCKS].study or {}), **(CASES[Rule.PRETRAINING].study or {})})
+"""A study that breaks every rule of :data:`STRICT`."""
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from common.adapters import METHODS
 from common.study import Study
-from common.task_specs import NumericField
-from common.transfer import PEFT_METHODS, AdapterSpec, Personal, Training
+from common.task_specs import NumericField, TaskKind
+from common.transfer import PEFT_METHODS, AdapterSpec, Method, Personal, Training
 from common.ways import TASKS
 from common.wording import adapts, does, facts, field_words, has_head, keeps, listed, reads, trains
 from tests.studies import fields
@@ -78,6 +80,11 @@ def test_of_many_names_the_first_are_listed_and_the_rest_counted() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed([str(number) for number in range(1000)]).endswith("10, 11 and 988 more")
     assert field_words(NumericField(name="age", low=0, high=99.5)) == "age (0 to 99.5)"
+
+
+def test_kinds_of_task_and_methods_have_one_list_each() -> None:
+    assert set(get_args(TaskKind)) == set(TASKS)
+    assert set(get_args(Method)) == set(METHODS)
 
 
 def test_methods_that_peft_reads_are_methods() -> None:

@@ -79,6 +79,8 @@ def test_a_path_that_a_stranger_called_is_not_shown(shown: Shown) -> None:
 def test_a_study_shows_its_rounds_sites_traffic_and_transcript(shown: Shown) -> None:
     page = shown.page(f"/study/{shown.made.finished.digest}")
     assert "12 of 12 done" in page
+    assert "text-classification: it assigns one of 2 labels to a text; its score: accuracy" in page
+    assert re.search(r"Training (SGD|Adam) at the sites", page)
     assert re.search(r"coast approved 10 of 12", page)
     assert re.search(r"\b5 1 4 \S+ 246 kB 593 kB coast", page)
     assert "In all: 3.50 MB from the sites, 8.45 MB to them." in page
