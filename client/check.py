@@ -144,8 +144,9 @@ def _backbone(study: Study, folder: Path) -> str:
 def _preflight(model: AdaptedModel, study: Study, site: SiteId) -> str:
     """Look at what this site trains: where it has a rank of its own, less than the study's model."""
     from client.preflight import check as preflight
-    from common.adapters import attach_at
+    from common.adapters import attach_at, ranks, shapes_of
 
+    ranks.check_blocks(study, shapes_of(model))
     return preflight(attach_at(model, site, study.stream)).summary()
 
 

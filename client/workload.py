@@ -56,8 +56,7 @@ class ModelWorkload:
         self._plan = PrivacyPlan.for_site(study, site)
         self._bound = cell_bound(study)
         shapes = shapes_of(model)
-        if ranks.blocks(study.adapter, shapes, [member.site for member in study.roster]) != study.aggregation.blocks:
-            raise ConsiliumError(errors.ADAPTER_INVALID, "the study's blocks are not those of its ranks")
+        ranks.check_blocks(study, shapes)
         self._own = attach_at(model, site, study.stream)
         self._places = None if self._own is model else ranks.places(study.adapter, shapes, study.adapter.rank_at(site))
 

@@ -205,11 +205,13 @@ statement = "What the adapter is for, in a sentence that an ethics board can rea
 labels = ["no", "yes"]
 label_texts = ["A note without the finding.", "A note with the finding."]
 max_tokens = 128
+# kind = "image-classification"  # of texts where none is named; docs/operators.md has each kind, with examples
 
 [adapter]
-method = "ffa-lora"              # or head-only, lora, ia3, bitfit, layer-norm, bottleneck
+method = "ffa-lora"              # or lora, rolora, ia3, bitfit, layer-norm, bottleneck, full, head-only
 rank = 4
 last_layers = 2
+# site_ranks = {{ small = 2 }}     # what sites train that train less; to each rank enough must contribute
 
 [training]
 rounds = 25
@@ -226,6 +228,13 @@ epsilon = 8.0                    # the noise is calibrated to it
 delta = 1e-5
 sampling_rate = 0.5
 clip_norm = 0.5
+
+# [pretraining]                  # rounds that learn from texts before any label is looked at; not with fedadam
+# rounds = 5
+# objective = {{ kind = "masked-language-modelling" }}
+
+# [personal]                     # what a site may fit for itself after the last round; nothing of it leaves
+# method = "head"                # or adapter, interpolation
 
 # [reference]                    # lets each site see how far its texts are from these
 # data = "PubMed abstracts, public domain"

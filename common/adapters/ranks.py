@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.study import Block
+from common import errors
+from common.errors import ConsiliumError
+from common.study import Block, Study
 from common.transfer import AdapterSpec
 
 Shapes = Mapping[str, torch.Size]
@@ -43,6 +45,12 @@ def blocks(spec: AdapterSpec, shapes: Shapes, sites: Sequence[str]) -> tuple[Blo
         )
         for tier in range(1, len(levels))
     )
+
+
+def check_blocks(study: Study, shapes: Shapes) -> None:
+    """Raise CSL-310 for a study whose blocks are not those of its ranks: a sum would mix what differs (RULES 4)."""
+    if blocks(study.adapter, shapes, [member.site for member in study.roster]) != study.aggregation.blocks:
+        raise ConsiliumError(errors.ADAPTER_INVALID, "the study's blocks are not those of its ranks")
 
 
 def places(spec: AdapterSpec, shapes: Shapes, rank: int) -> NDArray[np.int64]:

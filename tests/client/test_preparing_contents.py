@@ -17,7 +17,7 @@ from common.adapters import AdaptedModel, Vector
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from tests.modalities import Cell, Checkpoint, checkpoint, deployed, write_site
-from tests.studies import Signed
+from tests.studies import Signed, signed_as
 
 pytest.importorskip("PIL.Image")
 
@@ -155,6 +155,31 @@ def test_the_preflight_looks_at_the_rank_that_this_site_trains(
         workload_of(tmp_path / site, made, tiny("bert"), site)
         list(examine(made.study, site, backbone=tiny("bert").folder, ledger=None))
     assert seen == [2, 2, 4, 4]
+
+
+def test_blocks_that_are_not_those_of_the_ranks_are_found_before_anybody_approves(tmp_path: Path, tiny: Tiny) -> None:
+    adapter = {"method": "ffa-lora", "rank": 4, "last_layers": 1, "site_ranks": {SITE: 2}}
+    sound = deployed("text-classification", tiny("bert"), 6, adapter=adapter)
+    bare = sound.study.aggregation.model_copy(update={"blocks": ()})
+    raw = sound.study.model_copy(update={"aggregation": bare}).model_dump(mode="json")
+    made = signed_as(raw, sound.operator, sound.sites)
+    found = {one.name: one for one in examine(made.study, OTHER, backbone=tiny("bert").folder, ledger=None)}
+    assert found["model"].verdict == "wrong"
+    assert "CSL-310" in found["model"].said
+    assert "blocks" in found["model"].said
+    with pytest.raises(ConsiliumError, match=r"CSL-310.*blocks"):
+        workload_of(tmp_path, made, tiny("bert"))
+
+
+@pytest.mark.parametrize(
+    ("task", "family", "other"), [("text-classification", "bert", "vit"), ("image-classification", "vit", "bert")]
+)
+def test_check_says_that_a_backbone_cannot_do_the_task(tiny: Tiny, task: str, family: str, other: str) -> None:
+    made = deployed(task, tiny(family), adapter={"method": "bitfit", "last_layers": 1})
+    study = made.study.model_copy(update={"backbone": tiny(other).manifest})
+    found = {one.name: one for one in examine(study, SITE, backbone=tiny(other).folder, ledger=None)}
+    assert (found["backbone"].verdict, found["model"].verdict) == ("right", "wrong")
+    assert "CSL-322" in found["model"].said
 
 
 def test_a_task_that_reads_other_records_than_the_site_has_is_refused_by_name(tmp_path: Path, tiny: Tiny) -> None:

@@ -19,6 +19,7 @@ from client.fetching import cache_folder
 from client.ledger import MemoryLedger
 from common import agreement as agreements
 from common import errors
+from common.backbone import load
 from common.chunks import CHUNK, CHUNK_BYTES, NEED, PLACE, SIZE, Place, dump_size
 from common.errors import ConsiliumError
 from common.identity import SiteId, fingerprint
@@ -32,6 +33,7 @@ from server.coordinator import Conduct, Coordinator
 from server.correspondence import Correspondence
 from server.distribution import Distribution, Turn
 from server.witnesses import MemoryWitnesses
+from tests.encoders import write_encoder
 from tests.federations import DIMENSION, KnownWorkload
 from tests.policies import OPEN
 from tests.studies import NOW, Signed, signed_study
@@ -128,6 +130,30 @@ def test_sites_without_a_backbone_are_in_the_first_epoch(folder: Path, signed: S
     for site in SITES[1:]:
         cache = cache_folder(tmp_path / site / "state" / "backbones", signed.study.backbone)
         assert {path.name: path.read_bytes() for path in cache.iterdir()} == FILES
+    for daemon in daemons:
+        daemon.close()
+
+
+def test_a_backbone_without_a_tokeniser_arrives_too_and_can_be_loaded(tmp_path: Path) -> None:
+    manifest = write_encoder(tmp_path / "backbone", "vit", layers=2)
+    assert "preprocessor_config.json" in manifest.files
+    signed = signed_study(backbone=manifest.model_dump(mode="json"), training={"rounds": 1})
+    made: list[SiteId] = []
+    daemons = [daemon_of(signed, site, tmp_path / site, "from_operator = true", made) for site in SITES]
+    coordinator = Coordinator(
+        signed.agreement,
+        signed.operator,
+        np.zeros(DIMENSION, dtype=np.float32),
+        witnesses=MemoryWitnesses(),
+        conduct=Conduct(deadline=Deadline(600.0), backbone=lambda: tmp_path / "backbone"),
+    )
+    coordinator.run(
+        InProcessGrid({OPERATOR_NODE + 1 + place: cast(ClientApp, daemon) for place, daemon in enumerate(daemons)})
+    )
+    assert sorted(made) == SITES
+    for site in SITES:
+        cache = cache_folder(tmp_path / site / "state" / "backbones", manifest)
+        assert load(cache, manifest).tokenizer is None
     for daemon in daemons:
         daemon.close()
 
