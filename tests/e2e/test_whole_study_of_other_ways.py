@@ -31,7 +31,7 @@ from tests.studies import NOW, Signed
 
 TOLERANCE = 1e-4
 """Stochastic rounding to 32 bits under a clamp of 1: a hundredth of an update's size here."""
-PRECISE: Mapping[str, object] = {"aggregation": {"bits": 32}}
+PRECISE: dict[str, object] = {"bits": 32}
 ADAPTER: Mapping[str, object] = {"method": "ffa-lora", "rank": 4, "last_layers": 1}
 
 
@@ -70,10 +70,11 @@ class Studied:
     sites: Mapping[SiteId, Watched]
     product: AdapterProduct
 
-    def mean(self, round_index: int, *without: SiteId) -> NDArray[np.float64]:
-        """Return the mean update of a round; all bands are equal."""
-        updates = [site.sent[round_index] for name, site in self.sites.items() if name not in without]
-        return np.mean(np.array(updates, dtype=np.float64), axis=0)
+    def moved_by(self, *without: SiteId) -> NDArray[np.float64]:
+        """Return the sum over all rounds of the mean update; all bands are equal."""
+        sent = [site.sent for name, site in self.sites.items() if name not in without]
+        rounds: NDArray[np.float64] = np.array(sent, dtype=np.float64).mean(axis=0)
+        return np.asarray(rounds.sum(axis=0))
 
 
 def run(
@@ -128,7 +129,12 @@ def test_a_block_of_ranks_is_the_mean_of_those_who_have_them_whatever_a_smaller_
     """The attack on RULES 4: a site of rank 2 writes numbers of its own beyond its rank, and none reaches the sum."""
     small = SiteId("site-000")
     made = deployed(
-        "text-classification", bert, 6, adapter={**ADAPTER, "site_ranks": {small: 2}}, training={"rounds": 2}, **PRECISE
+        "text-classification",
+        bert,
+        6,
+        adapter={**ADAPTER, "site_ranks": {small: 2}},
+        training={"rounds": 2},
+        aggregation=PRECISE,
     )
     (block,) = made.study.aggregation.blocks
 
@@ -138,9 +144,8 @@ def test_a_block_of_ranks_is_the_mean_of_those_who_have_them_whatever_a_smaller_
     studied = run(tmp_path, made, bert, watched=lying)
     ours, theirs = slice(0, block.start), slice(block.start, block.stop)
     moved = studied.outcome.vector - studied.start
-    expected = sum(studied.mean(at) for at in range(2)), sum(studied.mean(at, small) for at in range(2))
-    assert moved[ours] == pytest.approx(expected[0][ours], abs=TOLERANCE)
-    assert moved[theirs] == pytest.approx(expected[1][theirs], abs=TOLERANCE)
+    assert moved[ours] == pytest.approx(studied.moved_by()[ours], abs=TOLERANCE)
+    assert moved[theirs] == pytest.approx(studied.moved_by(small)[theirs], abs=TOLERANCE)
     assert np.abs(moved[theirs]).max() > 10 * TOLERANCE
     assert [record.survivors for record in studied.outcome.rounds] == [tuple(made.sites)] * 2
     assert released(tmp_path / "release", studied, bert) == pytest.approx(studied.outcome.vector)
@@ -149,15 +154,15 @@ def test_a_block_of_ranks_is_the_mean_of_those_who_have_them_whatever_a_smaller_
 def test_a_block_that_too_few_contribute_to_is_left_out_of_every_sum(tmp_path: Path, bert: Checkpoint) -> None:
     """Of six sites two may collude, so that five must contribute: to ranks 3 and 4 it is four."""
     ranks = {"site-000": 1, "site-001": 2}
-    made = deployed("text-classification", bert, 6, adapter={**ADAPTER, "site_ranks": ranks}, **PRECISE)
+    made = deployed("text-classification", bert, 6, adapter={**ADAPTER, "site_ranks": ranks}, aggregation=PRECISE)
     second, rest = made.study.aggregation.blocks
     assert [(block.name, len(block.sites)) for block in (second, rest)] == [("rank-2-to-2", 5), ("rank-3-to-4", 4)]
     studied = run(tmp_path, made, bert)
     moved = studied.outcome.vector - studied.start
     assert all(studied.sites[SiteId(site)].sent[0][rest.start :].any() for site in rest.sites)
     assert not moved[rest.start : rest.stop].any()
-    wanted = sum(studied.mean(at, SiteId("site-000")) for at in range(2))
-    assert moved[second.start : second.stop] == pytest.approx(wanted[second.start : second.stop], abs=TOLERANCE)
+    within = slice(second.start, second.stop)
+    assert moved[within] == pytest.approx(studied.moved_by(SiteId("site-000"))[within], abs=TOLERANCE)
 
 
 def test_a_study_pretrains_on_texts_without_labels_and_goes_on_with_its_task(tmp_path: Path, bert: Checkpoint) -> None:
@@ -186,10 +191,10 @@ def test_a_study_pretrains_on_texts_without_labels_and_goes_on_with_its_task(tmp
 )
 def test_hospitals_that_hold_files_run_a_whole_study(tmp_path: Path, task: str, family: str) -> None:
     backbone = checkpoint(tmp_path / "backbone", family)
-    made = deployed(task, backbone, adapter={"method": "ffa-lora", "last_layers": 1}, **PRECISE)
+    made = deployed(task, backbone, adapter={"method": "ffa-lora", "last_layers": 1}, aggregation=PRECISE)
     studied = run(tmp_path, made, backbone)
     moved = studied.outcome.vector - studied.start
-    assert moved == pytest.approx(sum(studied.mean(at) for at in range(2)), abs=TOLERANCE)
+    assert moved == pytest.approx(studied.moved_by(), abs=TOLERANCE)
     assert np.abs(moved).max() > 10 * TOLERANCE
     assert studied.outcome.counts is not None
     assert released(tmp_path / "release", studied, backbone) == pytest.approx(studied.outcome.vector)

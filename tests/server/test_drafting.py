@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,6 +15,7 @@ from client.preparing import adapted
 from common.adapters import ranks, shapes_of
 from common.errors import ConsiliumError
 from common.study import Kind, Study
+from common.transfer import Method
 from common.ways import TASKS
 from server.drafting import TEMPLATE, finish, read
 from server.enrolment import Admitted
@@ -24,6 +26,7 @@ from tests.ways.records import spec_of
 SITES = ("a", "b", "c", "d", "e", "f")
 FAMILIES = {"causal-language-modelling": "gpt2", "image-classification": "vit", "audio-classification": "wav2vec2"}
 OWN = {"licence": "Apache-2.0", "training_data": "none: random weights"}
+PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
 Tiny = Callable[[str], Checkpoint]
 
 
@@ -104,6 +107,31 @@ def test_what_the_template_offers_in_comments_is_a_draft_too(tmp_path: Path, tin
     assert study.pretraining is not None
     assert study.reference is not None
     assert (study.personal.method, study.adapter.site_ranks) == ("head", {"b": 2})
+
+
+EXAMPLES = re.findall(r"<!-- draft: (\w+) -->\n```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize(("family", "example"), EXAMPLES)
+def test_the_operators_page_shows_drafts_that_finish(tmp_path: Path, tiny: Tiny, family: str, example: str) -> None:
+    """As they stand, but for the size of what a tiny backbone reads."""
+    study = finished(tmp_path, {**plain(), **tomllib.loads(example.replace("224", "16"))}, tiny(family))
+    assert study.task.kind in example
+    assert study.task.known_labels
+
+
+def test_the_operators_page_has_an_example_of_images_and_one_of_rows() -> None:
+    assert [tomllib.loads(example)["task"]["kind"].split("-")[0] for _, example in EXAMPLES] == ["image", "tabular"]
+
+
+@pytest.mark.parametrize("page", [PAGE, PAGE.with_name("hospitals.md")])
+def test_the_pages_name_every_task(page: Path) -> None:
+    assert all(f"`{task}`" in page.read_text(encoding="utf-8") for task in TASKS)
+
+
+def test_the_hospitals_page_names_every_method() -> None:
+    text = PAGE.with_name("hospitals.md").read_text(encoding="utf-8")
+    assert all(f"`{method}`" in text for method in get_args(Method))
 
 
 @pytest.mark.parametrize(
