@@ -55,7 +55,7 @@ _SAMPLES = {
 }
 _ROUNDS = {"pneumonia": 60, "digits": 60}
 """Rounds of a data set; 20 where none are named."""
-_RATE = {"last-layer": 0.01, "full": 0.01}
+_RATE = {"last-layer": 0.01, "full": 0.01, "bottleneck": 0.01}
 """Of an adaptive server, for ways that train many weights; 0.1 for the others."""
 _SLOW_SERVER: Mapping[str, object] = {"server_optimizer": "fedmomentum", "server_learning_rate": 3.0}
 _PACKAGES = ("torch", "opacus", "dp-accounting", "flwr", "transformers", "peft")
