@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
 from common import errors
 from common.agreement import Agreement
@@ -35,7 +36,7 @@ from common.payloads import (
 from common.secagg import Encoding, Phase, ServerSession, Sum
 from common.secagg.terms import Terms
 from common.stopwatch import Stopwatch
-from server.aggregation import Vector, server_optimizer
+from server.aggregation import Vector, moved, server_optimizer
 from server.attendance import Attendance, Deadline, Everyone
 from server.board import Board, Standing
 from server.correspondence import Correspondence
@@ -89,6 +90,7 @@ class Conduct:
     deadline    of a round
     quorum      connected sites that an epoch is opened with at least; never fewer than the protocol needs
     attendance  who is connected
+    moves       which numbers of the vector a round moves, (dimension,); None for all
     journal     where the study stands, if it is to outlive this process; raises what its disk raises
     board       told each site's standing
     backbone    returns the folder of the operator's bytes, for sites that have no other source of them; raises CSL-301
@@ -99,6 +101,7 @@ class Conduct:
     deadline: Deadline = field(default_factory=Deadline)
     quorum: int = 0
     attendance: Attendance = field(default_factory=Everyone)
+    moves: Callable[[int], NDArray[np.bool_] | None] = lambda _round: None
     journal: StudyJournal | None = None
     greet: Callable[[Grid, Collection[int]], None] = lambda _grid, _nodes: None
     between: Callable[[Grid], None] = lambda _grid: None
@@ -232,7 +235,9 @@ class Coordinator:
         parts = {"vector": dump_vector(self.outcome.vector), "round": dump_round(round_index)}
         total = self._sum(grid, FITTING, self._vectors, parts)
         mean = np.asarray(total.values, dtype=np.float64)
-        self.outcome.vector = self._optimizer.step(self.outcome.vector, mean, round_index)
+        self.outcome.vector = moved(
+            self._optimizer, self.outcome.vector, mean, round_index, self._conduct.moves(round_index)
+        )
         record = RoundRecord(
             round_index=round_index,
             attempt=self._attempt,

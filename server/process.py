@@ -257,6 +257,7 @@ class Operator:
                 witnesses=serving.witnesses,
                 on_round=on_round,
                 conduct=Conduct(
+                    moves=product.moves,
                     deadline=deadline,
                     quorum=self._config.quorum,
                     attendance=_Connected(self._relay, self._stop),

@@ -166,6 +166,8 @@ def test_a_site_trains_in_every_phase_and_only_what_the_phase_moves(
             active = {name for name, _ in model.trainable()}
         expected = sum(model.get_parameter(name).numel() for name in active)
         assert np.count_nonzero(updates[1]) == expected
+        moves = model.moves(round_index)
+        assert moves is None or np.array_equal(updates[1] != 0, moves)
         if WAYS[way].mixed:
             assert 0 < np.count_nonzero(updates[0]) < expected
         vector = vector + updates[1]
