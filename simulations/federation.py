@@ -13,7 +13,8 @@ from common.adapters import Vector
 from common.identity import SiteId
 from common.study import Privacy
 from common.transfer import Training
-from server.coordinator import Conduct, Coordinator
+from server.conduct import Conduct
+from server.coordinator import Coordinator
 from server.progress import RoundRecord
 from server.witnesses import MemoryWitnesses
 from simulations.arms import Quality, judge_all
