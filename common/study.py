@@ -234,9 +234,6 @@ class Study(Part):
             raise ValueError("pretraining is of texts")
         if self.pretraining is not None and isinstance(self.task, CausalLanguageModelling | MaskedLanguageModelling):
             raise ValueError("pretraining: the task is what it would be")
-        if self.training.is_adaptive and self.adapter.method == "rolora":
-            # What rests in a round would be moved by the rounding of the sum, scaled up.
-            raise ValueError("training.server_optimizer: rolora needs fedavg or fedmomentum")
         for block in self.aggregation.blocks:
             if not set(block.sites) <= set(sites):
                 raise ValueError(f"block {block.name}: a site is not in the roster")

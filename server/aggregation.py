@@ -160,3 +160,20 @@ OPTIMIZERS: Mapping[str, Callable[[Training], ServerOptimizer]] = {
 def server_optimizer(training: Training) -> ServerOptimizer:
     """Return the optimiser that the study names, before its first step."""
     return OPTIMIZERS[training.server_optimizer](training)
+
+
+def moved(
+    optimizer: ServerOptimizer,
+    vector: Vector,
+    mean_update: NDArray[np.float64],
+    round_index: int,
+    moves: NDArray[np.bool_] | None,
+) -> Vector:
+    """Return the next global vector, of which only what a round moves changes.
+
+    moves  (dimension,), None for all. A sum's rounding puts a little into every number, and a step that knows no scale
+           would make as much of it as of an update
+    """
+    if moves is None:
+        return optimizer.step(vector, mean_update, round_index)
+    return np.where(moves, optimizer.step(vector, np.where(moves, mean_update, 0.0), round_index), vector)

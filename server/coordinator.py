@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
@@ -35,12 +34,12 @@ from common.payloads import (
 from common.secagg import Encoding, Phase, ServerSession, Sum
 from common.secagg.terms import Terms
 from common.stopwatch import Stopwatch
-from server.aggregation import Vector, server_optimizer
-from server.attendance import Attendance, Deadline, Everyone
+from server.aggregation import Vector, moved, server_optimizer
 from server.board import Board, Standing
+from server.conduct import Conduct
 from server.correspondence import Correspondence
 from server.distribution import Distribution, Turn
-from server.progress import Ending, Progress, RoundRecord, StudyJournal
+from server.progress import Ending, Progress, RoundRecord
 from server.witnesses import Witnesses
 
 _ATTEMPTS = 3
@@ -76,34 +75,6 @@ class Outcome:
     rounds: list[RoundRecord] = field(default_factory=list)
     counts: Sum | None = None
     not_evaluated: str = ""
-
-
-def _no_backbone() -> Path:
-    raise ConsiliumError(errors.BACKBONE_MISSING, "this operator has none to send")
-
-
-@dataclass(frozen=True, slots=True)
-class Conduct:
-    """How a study is run, beside what the study says.
-
-    deadline    of a round
-    quorum      connected sites that an epoch is opened with at least; never fewer than the protocol needs
-    attendance  who is connected
-    journal     where the study stands, if it is to outlive this process; raises what its disk raises
-    board       told each site's standing
-    backbone    returns the folder of the operator's bytes, for sites that have no other source of them; raises CSL-301
-    greet       called with nodes that are not known yet, before they are asked who they are
-    between     called between two rounds; what it raises stops the study, to be gone on with later
-    """
-
-    deadline: Deadline = field(default_factory=Deadline)
-    quorum: int = 0
-    attendance: Attendance = field(default_factory=Everyone)
-    journal: StudyJournal | None = None
-    greet: Callable[[Grid, Collection[int]], None] = lambda _grid, _nodes: None
-    between: Callable[[Grid], None] = lambda _grid: None
-    board: Board | None = None
-    backbone: Callable[[], Path] = _no_backbone
 
 
 _IN_ONE_PROCESS = Conduct()
@@ -232,7 +203,8 @@ class Coordinator:
         parts = {"vector": dump_vector(self.outcome.vector), "round": dump_round(round_index)}
         total = self._sum(grid, FITTING, self._vectors, parts)
         mean = np.asarray(total.values, dtype=np.float64)
-        self.outcome.vector = self._optimizer.step(self.outcome.vector, mean, round_index)
+        moves = self._conduct.moves(round_index)
+        self.outcome.vector = moved(self._optimizer, self.outcome.vector, mean, round_index, moves)
         record = RoundRecord(
             round_index=round_index,
             attempt=self._attempt,

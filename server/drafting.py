@@ -229,7 +229,7 @@ delta = 1e-5
 sampling_rate = 0.5
 clip_norm = 0.5
 
-# [pretraining]                  # rounds that learn from texts before any label is looked at; not with fedadam
+# [pretraining]                  # rounds that learn from texts before any label is looked at
 # rounds = 5
 # objective = {{ kind = "masked-language-modelling" }}
 

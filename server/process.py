@@ -36,8 +36,9 @@ from common.study import Kind
 from server.attendance import Deadline
 from server.audit import AuditLog
 from server.board import Board
+from server.conduct import Conduct
 from server.config import ServerConfig
-from server.coordinator import Conduct, Coordinator, Outcome
+from server.coordinator import Coordinator, Outcome
 from server.guard import Call, Guard
 from server.health import Metrics, health_app
 from server.journal import Queued, SqlJournal
@@ -257,6 +258,7 @@ class Operator:
                 witnesses=serving.witnesses,
                 on_round=on_round,
                 conduct=Conduct(
+                    moves=product.moves,
                     deadline=deadline,
                     quorum=self._config.quorum,
                     attendance=_Connected(self._relay, self._stop),

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common import backbone as backbones
 from common import errors
 from common.agreement import Approval, SignedStudy
@@ -23,6 +26,9 @@ class Product(Protocol):
 
     def start(self) -> Vector:
         """Return the global vector before the first round, (dimension,) float32."""
+
+    def moves(self, round_index: int) -> NDArray[np.bool_] | None:
+        """Return which numbers of the vector a round moves, (dimension,); None for all."""
 
     def release(self, folder: Path, vector: Vector, signed: SignedStudy, approvals: tuple[Approval, ...]) -> None:
         """Write what the study ends with into a folder."""
@@ -52,6 +58,10 @@ class AdapterProduct:
     def start(self) -> Vector:
         """Return a fresh adapter's vector, its head from the label texts where there are any."""
         return self._model.read_vector()
+
+    def moves(self, round_index: int) -> NDArray[np.bool_] | None:
+        """Return which numbers of the vector a round moves; None for all."""
+        return self._model.moves(round_index)
 
     def release(self, folder: Path, vector: Vector, signed: SignedStudy, approvals: tuple[Approval, ...]) -> None:
         """Write the adapter in PEFT's format with its card, statement and agreement; raises CSL-610."""

@@ -21,7 +21,7 @@ from client.training.plain import train_plainly
 from common.adapters import AdaptedModel, Vector
 from common.privacy.plan import PrivacyPlan
 from common.transfer import Training
-from server.aggregation import server_optimizer
+from server.aggregation import moved, server_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def train_arm(
     vector = start.copy()
     for round_index in range(training.rounds):
         mean = mean_update(model, learners, training, vector, round_index, sampling_rate=sampling_rate, noise=noise)
-        vector = optimizer.step(vector, mean, round_index)
+        vector = moved(optimizer, vector, mean, round_index, model.moves(round_index))
         on_round(round_index)
     return vector
 

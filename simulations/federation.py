@@ -13,6 +13,7 @@ from common.adapters import Vector
 from common.identity import SiteId
 from common.study import Privacy
 from common.transfer import Training
+from server.conduct import Conduct
 from server.coordinator import Coordinator
 from server.progress import RoundRecord
 from server.witnesses import MemoryWitnesses
@@ -110,6 +111,7 @@ def federate(
         witnesses=MemoryWitnesses(),
         entropy=entropy.of("operator/protocol"),
         on_round=after,
+        conduct=Conduct(moves=prepared.model.moves),
     )
     parts = tuple(
         Part(

@@ -100,7 +100,7 @@ class FrozenPrefix:
             "format": _FORMAT,
             "backbone": sorted(self.model.backbone.manifest.files.items()),
             "layers": self.model.prefix_layers,
-            "task": self.task.spec.model_dump(mode="json"),
+            "task": self.task.spec.model_dump(mode="json", exclude={"labels", "label_texts"}),
             "pooled": self.is_pooled,
             "alone": self.alone,
             "dtype": str(self.dtype),

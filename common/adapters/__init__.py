@@ -29,7 +29,7 @@ from common.transfer import AdapterSpec, Pretraining
 Vector = NDArray[np.float32]
 """(dimension,) float32: the trainable parameters in their fixed order."""
 
-Number = TypeVar("Number", np.float32, np.float64)
+Number = TypeVar("Number", np.float32, np.float64, np.bool_)
 Attach = Callable[[nn.Module, AdapterSpec, range, str], nn.Module]
 
 METHODS: Mapping[str, Attach] = {
@@ -118,6 +118,14 @@ class AdaptedModel(nn.Module):
         rounds = range(self._objective_rounds, self._objective_rounds + 1 + alternates)
         pretraining = range(min(1 + alternates, self._objective_rounds))
         return (*pretraining, *rounds)
+
+    def moves(self, round_index: int) -> NDArray[np.bool_] | None:
+        """Return which numbers of the vector a round moves, (dimension,); None for all."""
+        rests = [self._rests(name, round_index) for name in self.names]
+        if not any(rests):
+            return None
+        sizes = [self.get_parameter(name).numel() for name in self.names]
+        return self.as_vector(~np.repeat(rests, sizes))
 
     @contextmanager
     def in_round(self, round_index: int) -> Iterator[None]:

@@ -14,7 +14,6 @@ from common.privacy.groups import NAMELESS_EPSILON, epsilon_for_group
 from common.privacy.plan import TESTED_SHARE, PrivacyPlan, expected_half_width, units_to_test
 from common.study import Kind, Study, Unit
 from common.transfer import Training
-from common.wording import has_head
 
 WIDE = 0.10
 """A released accuracy with a wider half interval from the noise alone hardly tells one model from another."""
@@ -31,7 +30,7 @@ class Concern:
     """One thing to hear before signing.
 
     topic  one word: epsilon, delta, unit, sampling, charges, budget, evaluation, releases, weights,
-           proximal, pretraining
+           proximal
     text   what is the matter, by how much, and what would mend it
     """
 
@@ -54,7 +53,6 @@ def concerns(study: Study, *, tested_share: float = TESTED_SHARE) -> tuple[Conce
         *_of_the_guarantee(study, plan),
         *_of_the_budget(study, plan),
         *_of_the_training(study.training),
-        *_of_the_pretraining(study),
         *_of_the_evaluation(study, plan, tested_share),
     )
     return tuple(Concern(topic, text) for topic, text in found)
@@ -142,18 +140,6 @@ def _of_the_training(training: Training) -> Iterator[tuple[str, str]]:
             f"a pull of {training.proximal:g} at learning rate {training.learning_rate:g} corrects {share:.3g} times "
             "the distance from the round's start in a step, which overshoots it. Keep their product below 1.",
         )
-
-
-def _of_the_pretraining(study: Study) -> Iterator[tuple[str, str]]:
-    training, task = study.training, study.task
-    if study.pretraining is None or not training.is_adaptive or not has_head(task, study.adapter):
-        return
-    yield (
-        "pretraining",
-        f"the task's head rests while the first {study.pretraining.rounds:,} rounds learn without labels, but "
-        f"{training.server_optimizer} turns the rounding of a sum into steps as large as any, so that the head wanders "
-        f"by up to {training.server_learning_rate:g} a weight in each of them. Take fedavg or fedmomentum.",
-    )
 
 
 def _of_the_evaluation(study: Study, plan: PrivacyPlan, tested_share: float) -> Iterator[tuple[str, str]]:

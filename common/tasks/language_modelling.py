@@ -69,9 +69,16 @@ class CausalLanguageTask(_LanguageTask):
         if not self.anatomy.causal:
             raise unsupported("each token of this backbone sees those behind it")
 
-    def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """See :meth:`TextTask.targets`: (n, max_tokens), the token that follows."""
+    def encoded(
+        self, contents: Sequence[object], labels: Sequence[str]
+    ) -> tuple[Tokens, NDArray[np.int64], NDArray[np.float32] | None]:
+        """See :meth:`Task.encoded`."""
         del labels
+        tokens = self.tokens([str(content) for content in contents])
+        return tokens, self.following(tokens), None
+
+    def following(self, tokens: Tokens) -> NDArray[np.int64]:
+        """Return (n, max_tokens) the token that follows each."""
         targets = np.full((len(tokens), self.max_tokens), IGNORED, dtype=np.int64)
         for row, one in enumerate(tokens):
             targets[row, : max(0, len(one) - 1)] = one[1:]
@@ -80,7 +87,7 @@ class CausalLanguageTask(_LanguageTask):
     def invented_targets(self, tokens: Tokens, dice: np.random.Generator) -> NDArray[np.int64]:
         """See :meth:`TextTask.invented_targets`."""
         del dice
-        return self.targets([], tokens)
+        return self.following(tokens)
 
 
 class MaskedLanguageTask(_LanguageTask):
@@ -102,10 +109,6 @@ class MaskedLanguageTask(_LanguageTask):
         del labels
         tokens, targets = self._masked(self.tokens([str(content) for content in contents]))
         return tokens, targets, None
-
-    def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """Targets belong to what :meth:`encoded` masks."""
-        raise NotImplementedError
 
     def invented_targets(self, tokens: Tokens, dice: np.random.Generator) -> NDArray[np.int64]:
         """See :meth:`TextTask.invented_targets`."""

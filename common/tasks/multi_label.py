@@ -13,10 +13,10 @@ from common.backbone import Backbone
 from common.task_specs import MultiLabelClassification
 from common.tasks import FEATURE_NORM, Embedder
 from common.tasks.choice import point_at, zero_linear
-from common.tasks.texts import TextTask, Tokens
+from common.tasks.texts import Tokens, WholeTextTask
 
 
-class MultiLabelTask(TextTask):
+class MultiLabelTask(WholeTextTask):
     """Assign any number of the study's labels to each text; the score is the share of labels that are right."""
 
     def __init__(self, spec: MultiLabelClassification, backbone: Backbone, stream: str = "") -> None:
@@ -26,7 +26,7 @@ class MultiLabelTask(TextTask):
         self._index = {label: index for index, label in enumerate(spec.labels)}
 
     def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.float32]:
-        """See :meth:`TextTask.targets`: (n, labels), one where a label holds."""
+        """See :meth:`WholeTextTask.targets`: (n, labels), one where a label holds."""
         del tokens
         held = np.zeros((len(labels), len(self._index)), dtype=np.float32)
         for row, label in enumerate(labels):

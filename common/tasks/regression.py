@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from common.backbone import Backbone
 from common.task_specs import Regression
 from common.tasks.choice import zero_linear
-from common.tasks.texts import TextTask, Tokens
+from common.tasks.texts import Tokens, WholeTextTask
 
 
-class RegressionTask(TextTask):
+class RegressionTask(WholeTextTask):
     """Predict a number; the score is one less the error in parts of the bounds' distance, at least zero."""
 
     def __init__(self, spec: Regression, backbone: Backbone, stream: str = "") -> None:
@@ -24,7 +24,7 @@ class RegressionTask(TextTask):
         self.spec, self._low, self._high = spec, spec.low, spec.high
 
     def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.float32]:
-        """See :meth:`TextTask.targets`: (n,) in [-1, 1], from bound to bound."""
+        """See :meth:`WholeTextTask.targets`: (n,) in [-1, 1], from bound to bound."""
         del tokens
         values = np.array([float(label) for label in labels], dtype=np.float64).clip(self._low, self._high)
         scaled = 2.0 * (values - self._low) / (self._high - self._low) - 1.0

@@ -18,10 +18,10 @@ from torch.nn import functional
 from common.backbone import Backbone
 from common.task_specs import Retrieval
 from common.tasks.choice import zero_linear
-from common.tasks.texts import TextTask, Tokens, is_text
+from common.tasks.texts import Tokens, WholeTextTask, is_text
 
 
-class RetrievalTask(TextTask):
+class RetrievalTask(WholeTextTask):
     """Embed questions beside their answers; the score is one where no public text is nearer than the answer."""
 
     def __init__(self, spec: Retrieval, backbone: Backbone, stream: str = "") -> None:
@@ -35,7 +35,7 @@ class RetrievalTask(TextTask):
         return super().reads(content, label) and is_text(label)
 
     def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.float32]:
-        """See :meth:`TextTask.targets`: (n, width), the embedding of each answer."""
+        """See :meth:`WholeTextTask.targets`: (n, width), the embedding of each answer."""
         del tokens
         return self.frozen_embeddings(labels)
 

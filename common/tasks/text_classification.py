@@ -12,10 +12,10 @@ from common.backbone import Backbone
 from common.task_specs import TabularClassification, TextClassification
 from common.tasks import FEATURE_NORM, Embedder
 from common.tasks.choice import Choice, point_at
-from common.tasks.texts import TextTask, Tokens
+from common.tasks.texts import Tokens, WholeTextTask
 
 
-class TextClassificationTask(Choice, TextTask):
+class TextClassificationTask(Choice, WholeTextTask):
     """Assign one of the study's labels to each text."""
 
     def __init__(self, spec: TextClassification | TabularClassification, backbone: Backbone, stream: str = "") -> None:
@@ -25,7 +25,7 @@ class TextClassificationTask(Choice, TextTask):
         self.choose_among(spec)
 
     def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """See :meth:`TextTask.targets`."""
+        """See :meth:`WholeTextTask.targets`."""
         del tokens
         return self.numbered(labels)
 

@@ -39,17 +39,6 @@ class TextTask(Task):
         """See :meth:`Task.reads`: a text of well-formed Unicode and a label that the task takes."""
         return is_text(content) and self.spec.accepts(label)
 
-    def encoded(
-        self, contents: Sequence[object], labels: Sequence[str]
-    ) -> tuple[Tokens, Targets, NDArray[np.float32] | None]:
-        """See :meth:`Task.encoded`."""
-        tokens = self.tokens([str(content) for content in contents])
-        return tokens, self.targets(labels, tokens), None
-
-    @abstractmethod
-    def targets(self, labels: Sequence[str], tokens: Tokens) -> Targets:
-        """Return what texts with these labels and tokens are to give."""
-
     @abstractmethod
     def invented_targets(self, tokens: Tokens, dice: np.random.Generator) -> Targets:
         """Return targets for invented tokens."""
@@ -92,6 +81,21 @@ class TextTask(Task):
             pooled = self.anatomy.pool(self.anatomy.finish(model, hidden), mask)
             rows.append(torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy())
         return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, self.width), dtype=np.float32)
+
+
+class WholeTextTask(TextTask):
+    """A task whose inputs are the tokens of a text, and nothing is done to them."""
+
+    def encoded(
+        self, contents: Sequence[object], labels: Sequence[str]
+    ) -> tuple[Tokens, Targets, NDArray[np.float32] | None]:
+        """See :meth:`Task.encoded`."""
+        tokens = self.tokens([str(content) for content in contents])
+        return tokens, self.targets(labels, tokens), None
+
+    @abstractmethod
+    def targets(self, labels: Sequence[str], tokens: Tokens) -> Targets:
+        """Return what texts with these labels and tokens are to give."""
 
 
 def is_text(content: object) -> bool:

@@ -55,10 +55,6 @@ class TokenClassificationTask(TextTask):
                     seen.add(word)
         return tuple(tokens), targets, None
 
-    def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
-        """Labels belong to words, which :meth:`encoded` knows."""
-        raise NotImplementedError
-
     def invented_targets(self, tokens: Tokens, dice: np.random.Generator) -> NDArray[np.int64]:
         """See :meth:`TextTask.invented_targets`."""
         targets = np.full((len(tokens), self.max_tokens), IGNORED, dtype=np.int64)

@@ -70,6 +70,8 @@ def plant(
     spec, tokenizer = prepared.task.spec, prepared.backbone.tokenizer
     if not isinstance(spec, TextClassification) or tokenizer is None:
         raise ConsiliumError(errors.SCENARIO_INVALID, f"audit: canaries are texts with a label, not {spec.kind}")
+    if len(prepared.model.phases()) > 1:
+        raise ConsiliumError(errors.SCENARIO_INVALID, "audit: every round must train the same weights")
     texts = invented_texts(tokenizer, count, seed)
     labels = [spec.labels[0]] * count
     encoded = prepared.task.encode(texts, labels, np.arange(count, dtype=np.int64))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -55,9 +55,8 @@ _SAMPLES = {
 }
 _ROUNDS = {"pneumonia": 60, "digits": 60}
 """Rounds of a data set; 20 where none are named."""
-_RATE = {"last-layer": 0.01, "full": 0.01}
+_RATE = {"last-layer": 0.01, "full": 0.01, "bottleneck": 0.01}
 """Of an adaptive server, for ways that train many weights; 0.1 for the others."""
-_SLOW_SERVER: Mapping[str, object] = {"server_optimizer": "fedmomentum", "server_learning_rate": 3.0}
 _PACKAGES = ("torch", "opacus", "dp-accounting", "flwr", "transformers", "peft")
 
 
@@ -88,11 +87,7 @@ def variant(name: str, way: str, seed: int) -> Scenario:
     layers = 2 if name in ("pneumonia", "digits") else 1
     adapter = chosen.adapter(base.adapter.model_copy(update={"rank": 8, "alpha": 2.0, "last_layers": layers}))
     rounds = _ROUNDS.get(name, 20)
-    training = {
-        "rounds": rounds,
-        "server_learning_rate": _RATE.get(way, 0.1),
-        **(_SLOW_SERVER if way == "rolora" else {}),
-    }
+    training = {"rounds": rounds, "server_learning_rate": _RATE.get(way, 0.1)}
     task, data = base.task, base.data
     if name in _SAMPLES:
         data = data.model_copy(update={"query": _SAMPLES[name].format(data.query)})

@@ -173,9 +173,6 @@ def variant(scenario: Scenario, cell: Cell) -> Scenario:
     way = WAYS[cell.way]
     if way.mixed and not scenario.adapter.site_ranks:
         raise ConsiliumError(errors.SCENARIO_INVALID, f"--ways: {cell.way}: the scenario has no adapter.site_ranks")
-    adaptive = scenario.training.is_adaptive
-    if way.method == "rolora" and adaptive:
-        raise ConsiliumError(errors.SCENARIO_INVALID, "--ways: rolora: needs server_optimizer fedavg or fedmomentum")
     pretraining = scenario.pretraining or Pretraining(rounds=max(1, scenario.training.rounds // 4))
     return scenario.model_copy(
         update={

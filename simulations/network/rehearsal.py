@@ -82,6 +82,10 @@ class RehearsedProduct:
         """Return zeros."""
         return np.zeros(self._dimension, dtype=np.float32)
 
+    def moves(self, round_index: int) -> None:
+        """Every round moves all."""
+        del round_index
+
     def release(
         self, folder: Path, vector: NDArray[np.float32], signed: SignedStudy, approvals: tuple[Approval, ...]
     ) -> None:

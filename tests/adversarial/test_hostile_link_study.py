@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from flwr.proto.fleet_pb2 import PushMessagesResponse
 
 from server.attendance import Deadline
-from server.coordinator import Conduct, Coordinator
+from server.conduct import Conduct
+from server.coordinator import Coordinator
 from server.guard import Limits
 from server.witnesses import MemoryWitnesses
 from tests.federations import DIMENSION, federation, mean_update

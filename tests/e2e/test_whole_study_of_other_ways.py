@@ -23,6 +23,7 @@ from common.adapters.release import load_release, released_vector
 from common.backbone import load
 from common.identity import SiteId
 from common.link.inprocess import OPERATOR_NODE, RUN, InProcessGrid
+from server.conduct import Conduct
 from server.coordinator import Coordinator, Outcome
 from server.product import AdapterProduct
 from server.witnesses import MemoryWitnesses
@@ -37,18 +38,20 @@ ADAPTER: Mapping[str, object] = {"method": "ffa-lora", "rank": 4, "last_layers":
 
 @dataclass
 class Watched:
-    """A site's workload whose updates are kept; ``planted`` is sent from ``beyond`` on, whatever it trained."""
+    """A site's workload whose starts and updates are kept; ``planted`` is sent from ``beyond`` on, whatever it trained."""
 
     workload: ModelWorkload
     beyond: int | None = None
     planted: float = 0.0
     sent: list[Vector] = field(default_factory=list)
+    began: list[Vector] = field(default_factory=list)
 
     @property
     def dimension(self) -> int:
         return self.workload.dimension
 
     def train(self, start: Vector, round_index: int) -> Vector:
+        self.began.append(start.copy())
         update = self.workload.train(start, round_index)
         if self.beyond is not None:
             assert not update[self.beyond :].any()
@@ -102,7 +105,8 @@ def run(
         ).app()
     product = AdapterProduct(signed.study, backbone.source)
     start = product.start()
-    coordinator = Coordinator(signed.agreement, signed.operator, start, witnesses=MemoryWitnesses())
+    conduct = Conduct(moves=product.moves)
+    coordinator = Coordinator(signed.agreement, signed.operator, start, witnesses=MemoryWitnesses(), conduct=conduct)
     context = Context(run_id=RUN, node_id=OPERATOR_NODE, node_config={}, state=RecordDict(), run_config={})
     coordinator.app()(InProcessGrid(apps), context)
     return Studied(signed, start, coordinator.outcome, sites, product)
@@ -171,7 +175,7 @@ def test_a_study_pretrains_on_texts_without_labels_and_goes_on_with_its_task(tmp
         "text-classification",
         bert,
         adapter={"method": "ffa-lora", "last_layers": 1},
-        training={"rounds": 3, "steps_per_round": 1, "learning_rate": 0.1, "server_optimizer": "fedmomentum"},
+        training={"rounds": 3, "steps_per_round": 1, "learning_rate": 0.1, "server_optimizer": "fedadam"},
         pretraining={"rounds": 2, "objective": objective},
     )
     studied = run(tmp_path, made, bert, unlabelled=20)
@@ -182,6 +186,9 @@ def test_a_study_pretrains_on_texts_without_labels_and_goes_on_with_its_task(tmp
         pretrained, task = site.sent[:2], site.sent[2]
         assert all(update[~in_head].any() and not update[in_head].any() for update in pretrained)
         assert task[in_head].any()
+        # A step that knows no scale would make of a sum's rounding as much as of an update.
+        assert np.array_equal(site.began[2][in_head], studied.start[in_head])
+        assert not np.array_equal(site.began[2][~in_head], studied.start[~in_head])
     assert studied.outcome.counts is not None
     assert released(tmp_path / "release", studied, bert) == pytest.approx(studied.outcome.vector)
 

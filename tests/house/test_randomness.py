@@ -24,7 +24,13 @@ from simulations.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDED = {"default_rng", "manual_seed", "seed", "Random", "RandomState", "PCG64", "MT19937", "Generator", "fork_rng"}
-INVENTED = {"client/preflight.py", "client/training/features.py"}
+INVENTED = {
+    "client/examination.py",
+    "client/training/features.py",
+    "common/tasks/shaped.py",
+    "common/tasks/tabular_classification.py",
+    "common/tasks/texts.py",
+}
 """Where seeded numbers make invented inputs and shaken weights to judge a model by; no noise comes from them."""
 
 

@@ -19,6 +19,7 @@ from server.aggregation import (
     FedYogi,
     ServerOptimizer,
     Vector,
+    moved,
     server_optimizer,
 )
 
@@ -177,3 +178,24 @@ def test_every_optimiser_that_a_study_may_name_is_there() -> None:
         FedAvg, FedMomentum, FedAdam, FedYogi,
     }  # fmt: skip
     assert set(OPTIMIZERS) == set(named)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_rests_in_a_round_keeps_still_whatever_a_sum_s_rounding_says(name: str) -> None:
+    optimizer = server_optimizer(training(server_optimizer=name, server_learning_rate=0.5, rounds=4))
+    vector, moves = np.zeros(4, dtype=np.float32), np.array([True, False, True, False])
+    for round_index in range(4):
+        noise = np.array([0.1, 1e-9, -0.2, -1e-9])
+        vector = moved(optimizer, vector, noise, round_index, moves if round_index < 3 else ~moves)
+        if round_index < 3:
+            assert (vector[1], vector[3]) == (0.0, 0.0)
+            assert vector[0] > 0 > vector[2]
+    # What moves then starts as at the beginning of a study.
+    assert vector[1] > 0 > vector[3]
+
+
+def test_where_all_moves_a_step_is_the_optimizers_own() -> None:
+    one, other = (server_optimizer(training(server_optimizer="fedyogi")) for _ in range(2))
+    mean = np.array([0.3, -0.1])
+    start = np.zeros(2, dtype=np.float32)
+    assert np.array_equal(moved(one, start, mean, 0, None), other.step(start, mean, 0))

@@ -29,7 +29,8 @@ from common.messages import OPERATOR, Envelope, Stage, seal
 from common.payloads import LEDGER_BYTES, LEDGER_PART
 from common.study import Kind
 from server.attendance import Deadline, Everyone
-from server.coordinator import Conduct, Coordinator
+from server.conduct import Conduct
+from server.coordinator import Coordinator
 from server.correspondence import Correspondence
 from server.distribution import Distribution, Turn
 from server.witnesses import MemoryWitnesses

@@ -98,7 +98,7 @@ def test_a_draft_that_ranks_a_site_it_does_not_name_is_refused(tmp_path: Path, t
 
 def test_what_the_template_offers_in_comments_is_a_draft_too(tmp_path: Path, tiny: Tiny) -> None:
     """Every commented line but those that the example cannot have: another task, and sites and files of one's own."""
-    text = TEMPLATE.format(title="notes", sites=json.dumps(SITES)[1:-1]).replace('"fedadam"', '"fedmomentum"')
+    text = TEMPLATE.format(title="notes", sites=json.dumps(SITES)[1:-1])
     text = text.replace("small = 2", "b = 2").replace("last_layers = 2", "last_layers = 1")
     lines = [line for line in text.splitlines() if not line.startswith("# kind")]
     whole = "\n".join(line.removeprefix("# ") if re.match(r"# (\[|\w+ = )", line) else line for line in lines)

@@ -16,7 +16,8 @@ from common.link.inprocess import InProcessGrid
 from common.messages import Stage
 from server.attendance import Deadline
 from server.board import Board, Standing
-from server.coordinator import Conduct, Coordinator
+from server.conduct import Conduct
+from server.coordinator import Coordinator
 from server.progress import Ending, Progress, RoundRecord
 from server.witnesses import MemoryWitnesses
 from tests.federations import DIMENSION, Federation, federation

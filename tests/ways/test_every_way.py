@@ -19,12 +19,13 @@ from client.workload import ModelWorkload
 from common import errors
 from common.adapters import AdaptedModel, of_study, ranks, shapes_of
 from common.adapters.release import load_release, save_release
+from common.anatomy import audio, image, text
 from common.backbone import Backbone
 from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY
 from common.study import Study, Unit
-from common.tasks import Encoded, Task
+from common.tasks import _TASKS, Encoded, Task
 from common.ways import FAMILIES, TASKS, WAYS, fits, refusal
 from simulations.noise import SeededNoise
 from tests.client.conftest import shaken
@@ -74,6 +75,11 @@ def test_what_is_called_unsupported_is_refused_with_a_code(tiny: Tiny, way: str,
     with pytest.raises(ConsiliumError) as caught:
         of_study(study_of(way, task, family), tiny(family))
     assert caught.value.fault in (errors.ADAPTER_INVALID, errors.TASK_UNSUPPORTED, errors.STUDY_INVALID)
+
+
+def test_the_list_knows_the_families_that_the_anatomies_know_and_every_task() -> None:
+    assert set(FAMILIES) == {*text.FAMILIES, *image.FAMILIES, *audio.FAMILIES}
+    assert set(TASKS) == set(_TASKS)
 
 
 def test_the_list_has_a_reason_for_every_refusal_and_for_no_other() -> None:
@@ -166,6 +172,8 @@ def test_a_site_trains_in_every_phase_and_only_what_the_phase_moves(
             active = {name for name, _ in model.trainable()}
         expected = sum(model.get_parameter(name).numel() for name in active)
         assert np.count_nonzero(updates[1]) == expected
+        moves = model.moves(round_index)
+        assert moves is None or np.array_equal(updates[1] != 0, moves)
         if WAYS[way].mixed:
             assert 0 < np.count_nonzero(updates[0]) < expected
         vector = vector + updates[1]

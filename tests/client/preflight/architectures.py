@@ -14,7 +14,7 @@ import transformers as tf
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 
-from client.preflight import Losses
+from client.examination import Losses
 
 CLASSES = 3
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.preflight import examine
+from client.examination import examine
 from client.training.gradients import PerExampleGradients
 from client.training.step import clip_by_unit
 from common.errors import ConsiliumError

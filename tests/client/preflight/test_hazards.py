@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.preflight import examine
+from client.examination import examine
 from client.training.gradients import PerExampleGradients
 from common.adapters.scaling import Scaling
 from common.errors import ConsiliumError

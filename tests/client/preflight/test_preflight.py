@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.preflight import check, examine
+from client.examination import examine
+from client.preflight import check
 from client.training.features import Features
 from common.adapters import METHODS, AdaptedModel, attach
 from common.backbone import Backbone

@@ -10,7 +10,6 @@ from common.privacy.groups import epsilon_for_group
 from common.privacy.plan import PrivacyPlan, expected_half_width, units_to_test
 from common.study import Study
 from tests.studies import fields
-from tests.ways.records import spec_of
 
 SOUND = {
     "privacy": {"unit": "patient", "max_records_per_unit": 3, "epsilon": 3.0, "delta": 1e-5, "max_charges": 4},
@@ -22,7 +21,7 @@ SOUND = {
 def study(**changes: object) -> Study:
     raw, _, _ = fields(4, **SOUND, roster=roster(1000))
     for name, change in changes.items():
-        old = raw.get(name)
+        old = raw[name]
         raw[name] = {**old, **change} if isinstance(old, dict) and isinstance(change, dict) else change
     return Study.from_fields(raw)
 
@@ -89,24 +88,6 @@ def test_a_pull_that_does_nothing_or_overshoots_is_said(training: dict[str, obje
     found = [concern.text for concern in concerns(study(training=training)) if concern.topic == "proximal"]
     assert len(found) == bool(heard)
     assert heard in "".join(found)
-
-
-@pytest.mark.parametrize(
-    ("server", "task", "heard"),
-    [
-        ("fedadam", "text-classification", True),
-        ("fedyogi", "text-classification", True),
-        ("fedmomentum", "text-classification", False),
-        ("fedadam", "retrieval", False),
-    ],
-)
-def test_a_head_that_would_wander_while_it_rests_is_said(server: str, task: str, heard: bool) -> None:
-    pretraining = {"rounds": 1, "objective": {"kind": "masked-language-modelling"}}
-    whole = study(training={"server_optimizer": server}, pretraining=pretraining)
-    changed = whole.model_copy(update={"task": spec_of(task, "bert")})
-    found = [concern.text for concern in concerns(changed) if concern.topic == "pretraining"]
-    assert len(found) == heard
-    assert all("Take fedavg or fedmomentum" in text for text in found)
 
 
 def test_the_width_said_is_the_width_expected_and_the_number_needed_reaches_it() -> None:

@@ -74,9 +74,8 @@ def test_a_cell_changes_way_epsilon_and_seed_and_nothing_else() -> None:
 
 def test_a_way_that_the_rest_of_the_scenario_forbids_is_refused() -> None:
     plain = from_fields(fields(training={"server_optimizer": "fedadam"}))
-    for way, why in (("mixed-ranks", "site_ranks"), ("rolora", "fedmomentum")):
-        with pytest.raises(ConsiliumError, match=rf"CSL-511 .*--ways: {way}: .*{why}"):
-            variant(plain, Cell(way, 10, None, 9))
+    with pytest.raises(ConsiliumError, match=r"CSL-511 .*--ways: mixed-ranks: .*site_ranks"):
+        variant(plain, Cell("mixed-ranks", 10, None, 9))
 
 
 def test_continued_pretraining_takes_a_quarter_of_the_rounds_where_the_scenario_names_none() -> None:
