@@ -11,6 +11,7 @@ import pytest
 
 from client import preflight
 from client.check import examine
+from client.examination import PreflightReport
 from client.preparing import prepare
 from client.workload import ModelWorkload
 from common.adapters import AdaptedModel, Vector
@@ -144,7 +145,7 @@ def test_the_preflight_looks_at_the_rank_that_this_site_trains(
     seen: list[int] = []
     check = preflight.check
 
-    def noting(model: AdaptedModel) -> preflight.PreflightReport:
+    def noting(model: AdaptedModel) -> PreflightReport:
         seen.append(model.spec.rank)
         return check(model)
 

@@ -38,7 +38,7 @@ ADAPTER: Mapping[str, object] = {"method": "ffa-lora", "rank": 4, "last_layers":
 
 @dataclass
 class Watched:
-    """A site's workload whose starts and updates are kept; ``planted`` is sent from ``beyond`` on, whatever it trained."""
+    """A site's workload whose starts and updates are kept; ``planted`` is sent from ``beyond`` on."""
 
     workload: ModelWorkload
     beyond: int | None = None
