@@ -371,19 +371,19 @@ def test_a_model_that_preflight_refuses_is_named_with_its_layer(desk: Desk, monk
     """Dropout left on is one of the faults that preflight finds; the finding says where it sits."""
     import torch
 
-    import common.backbone
+    from client.preparing import adapted
+    from common.adapters import AdaptedModel
+    from common.study import Study
 
-    honest = common.backbone.load
-
-    def dropping(*arguments: object, **options: object) -> common.backbone.Backbone:
-        loaded = honest(*arguments, **options)  # type: ignore[arg-type]
-        for module in loaded.model.modules():
+    def dropping(study: Study, folder: Path) -> AdaptedModel:
+        made = adapted(study, folder)
+        for module in made.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.5
                 module.train()
-        return loaded
+        return made
 
-    monkeypatch.setattr(common.backbone, "load", dropping)
+    monkeypatch.setattr("client.check.adapted", dropping)
     right, said = desk.findings()["model"]
     assert not right
     assert said.startswith("CSL-330")
