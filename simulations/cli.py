@@ -106,10 +106,10 @@ app.command()(tune)
 @app.command()
 def scenarios() -> None:
     """List the scenarios that come with the product."""
-    table = Table("name", "title", "data", box=None, header_style="bold")
+    table = Table("name", "title", "task", "data", box=None, header_style="bold")
     for name in shipped():
         scenario = load(locate(name))
-        table.add_row(name, scenario.title, "generated" if scenario.synthetic else "needs --data")
+        table.add_row(name, scenario.title, scenario.task.kind, "generated" if scenario.synthetic else "needs --data")
     Console().print(table)
 
 
@@ -200,3 +200,7 @@ def _baselines(text: str | None, scenario: Scenario) -> frozenset[str]:
     if unknown := sorted(asked - set(Baseline)):
         raise ConsiliumError(errors.SCENARIO_INVALID, f"--baselines: {unknown[0]!r} is none of {', '.join(Baseline)}")
     return frozenset(asked)
+
+
+if __name__ == "__main__":
+    main()

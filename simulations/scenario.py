@@ -231,7 +231,7 @@ def from_fields(fields: Mapping[str, object]) -> Scenario:
 
 
 def rate_name(training: Training) -> str:
-    """Return which learning rate matters: the server's with FedAdam, which knows no scale, else the sites' own."""
+    """Return which learning rate matters: an adaptive server's, which knows no scale, else the sites' own."""
     return "server_learning_rate" if training.is_adaptive else "learning_rate"
 
 

@@ -99,8 +99,12 @@ def test_finished_rows_are_kept_and_the_table_is_printed(
     out = tmp_path / "verdict.json"
     out.write_text(json.dumps([row(kind, block) for kind, block in verdict.cells()]))
     monkeypatch.setattr(verdict, "notes", lambda: pytest.fail("measured again"))
-    monkeypatch.setattr(verdict, "heart", lambda _: [])
     assert verdict.main(["--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "heart: that scenario is not there yet" in printed
+    assert "heart: give the folder of the public data sets with --data" in printed
+    assert "heart " not in printed.replace("heart: ", "")
+    monkeypatch.setattr(verdict, "heart", lambda _: [row("heart", 0)])
+    assert verdict.main(["--out", str(out), "--data", str(tmp_path)]) == 0
+    assert "   heart      20" in capsys.readouterr().out
+    assert json.loads(out.read_text())[-1]["kind"] == "heart"
     assert "harmless     200       -      10      10      60      40      20   2.4 to  9.0 %" in printed
