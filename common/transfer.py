@@ -15,6 +15,9 @@ from common.task_specs import CausalLanguageModelling, MaskedLanguageModelling
 
 Method = Literal["ffa-lora", "lora", "rolora", "ia3", "bitfit", "layer-norm", "bottleneck", "full", "head-only"]
 
+RANKED: frozenset[Method] = frozenset({"ffa-lora", "lora", "rolora", "bottleneck"})
+"""Methods for which ``rank`` means something."""
+
 
 class AdapterSpec(Part):
     """Which weights train and travel.

@@ -15,6 +15,7 @@ from common.agreement import Approval, SignedStudy
 from common.errors import ConsiliumError
 from common.privacy.statement import statement
 from common.study import Study
+from common.task_words import task_in_words
 
 _CARD = """\
 ---
@@ -26,7 +27,7 @@ license: {licence}
 # {title}
 
 {warning}An adapter for `{base}` (revision `{revision}`, {licence}), trained by {sites} sites under one signed study,
-`{digest}`. Method: {method}{layers}. It assigns one of {labels} labels: {label_names}.
+`{digest}`. Method: {method}{layers}. It was trained to {task}.
 
 Purpose agreed: {purpose} ({duo}). It was made for that purpose and judged on the sites' own held-out records; it is not
 a medical device, and nothing is known of how it does elsewhere.
@@ -79,8 +80,7 @@ def card(study: Study, *, private: bool) -> str:
         digest=study.digest,
         method=adapter.method,
         layers=layers,
-        labels=len(study.task.known_labels),
-        label_names=", ".join(f"`{label}`" for label in study.task.known_labels),
+        task=task_in_words(study.task),
         purpose=study.purpose.statement,
         duo=", ".join(study.purpose.duo),
         statement=statement(study),

@@ -190,6 +190,8 @@ class Config(Part):
     rank: Count
     layers: str = Field(description="which layers carry the adapter: `all`, `last 2 of 6`")
     sites: Count
+    task: str = Field(default="text-classification", description="its kind")
+    score: str = Field(default="accuracy", description="what every `accuracy` in this file is: the task's score")
     labels: Count
     data: str = Field(description="where the records came from, in words")
     synthetic: bool

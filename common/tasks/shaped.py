@@ -67,7 +67,7 @@ class ShapedTask(Choice):
 
 def squared(image: NDArray[np.uint8], size: int) -> Picture:
     """Return an image, (height, width, channels), at ``size`` by ``size`` pixels, antialiased, channels first."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
     found = torch.nn.functional.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
     return found[0].round().clamp(0, 255).to(torch.uint8).numpy()
 

@@ -139,7 +139,18 @@ def test_discrete_noise_is_not_stacked(folder: Path) -> None:
         options.check_engine(Engine.STACKED, scenario(folder / "encoder", privacy=privacy))
 
 
-def test_a_method_that_cannot_be_stacked_is_refused_before_the_tuning(folder: Path, tmp_path: Path) -> None:
+class Phases(SilentProgress):
+    """Keeps what a run set about."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self.names.append(name)
+
+
+def test_a_method_that_cannot_be_stacked_is_refused_before_anything_is_computed(folder: Path, tmp_path: Path) -> None:
+    progress = Phases()
     chosen = scenario(folder / "encoder", adapter={"method": "ia3", "last_layers": 1})
     with pytest.raises(ConsiliumError, match=r"CSL-520.*is not in a linear layer"):
         run_scenario(
@@ -149,9 +160,10 @@ def test_a_method_that_cannot_be_stacked_is_refused_before_the_tuning(folder: Pa
             baselines=frozenset(),
             device="cpu",
             threads=1,
-            progress=SilentProgress(),
+            progress=progress,
             engine=Engine.STACKED,
         )
+    assert progress.names == []
     assert not (tmp_path / "out").exists()
 
 
