@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
+from client.verdict import Candidate
 from common import errors, figures
 from common.errors import ConsiliumError
 from common.figures import Bar, Mark, Panel, Row, percent
@@ -56,8 +57,10 @@ NAMES = {
     "fedadam": "FedAdam",
     "fedyogi": "FedYogi",
 }
+_WITHIN = ("full", "bitfit", "layer-norm")
+"""Methods that train weights of the backbone's own."""
 _HEADLESS = ("causal-language-modelling", "masked-language-modelling", "retrieval")
-PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "evaluation", "baselines")
+PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "evaluation", "verdicts", "baselines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ def render(metrics: Metrics, study: Study) -> str:
             scored=score_in_words(study.task),
             chooses=metrics.pooled.macro_f1 is not None,
             task=_sentence(task_in_words(study.task)),
+            frozen=study.adapter.method not in _WITHIN,
+            candidates=_candidates(metrics),
             objective=task_in_words(study.pretraining.objective) if study.pretraining is not None else "",
             trains=_trains(study, metrics.config.layers),
             unit=_unit(study),
@@ -172,6 +177,12 @@ def _trains(study: Study, layers: str) -> str:
     if adapter.site_ranks:
         said += f", less at {len(adapter.site_ranks)} of {len(study.roster)} sites"
     return said if study.task.kind in _HEADLESS else f"{said}; and the head"
+
+
+def _candidates(metrics: Metrics) -> tuple[str, ...]:
+    """Return what any site compared, in the order of their enumeration."""
+    there = {standing.candidate for verdict in metrics.verdicts for standing in verdict.decision.standings}
+    return tuple(candidate for candidate in Candidate if candidate in there)
 
 
 def _arms_figure(metrics: Metrics) -> Markup | None:

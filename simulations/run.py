@@ -31,6 +31,7 @@ from simulations.report import write_report
 from simulations.scenario import Baseline, Scenario
 from simulations.stacked import StackedTraining
 from simulations.summary import Conditions, summarise
+from simulations.verdicts import verdicts
 
 
 def run_scenario(
@@ -107,6 +108,8 @@ def run_scenario(
         scenario = scenario.model_copy(update={"training": settings[FEDERATED]})
         authored = sign_and_approve(write(scenario), consortium)
         federation = federate(prepared, authored, consortium, entropy, progress, engine=engine)
+        with watch.timed("verdicts"):
+            own = verdicts(authored.study, prepared, federation.vector, entropy, progress) if scenario.judges else ()
         with watch.timed("baselines"):
             compared: dict[str, Compared] = {}
             for arm in arms:
@@ -119,6 +122,7 @@ def run_scenario(
         federation,
         compared,
         majority,
+        own,
         tuning,
         watch,
         Conditions(

@@ -198,12 +198,20 @@ class Scenario(Part):
     evaluation: Evaluation = Evaluation()
     aggregation: ScenarioAggregation = ScenarioAggregation()
     tuning: Tuning | None = None
+    verdicts: bool | None = Field(
+        default=None, description="whether each site judges the result for itself; where not said, if it personalises"
+    )
     baselines: tuple[Baseline, ...] = tuple(Baseline)
 
     @property
     def synthetic(self) -> bool:
         """Whether the records are generated."""
         return self.data.corpus is not None
+
+    @property
+    def judges(self) -> bool:
+        """Whether each site judges the result for itself: it costs several fits a site."""
+        return self.personal.method != "none" if self.verdicts is None else self.verdicts
 
 
 def load(path: Path, full: bool = False) -> Scenario:
