@@ -160,7 +160,9 @@ def show(metrics: Metrics, report: Path, console: Console) -> None:
     console.print(f"{f'pooled {name}':<18} {_percent(pooled.accuracy)}   {macro}exact")
     if metrics.released is not None:
         low, high = _percent(metrics.released.low), _percent(metrics.released.high)
-        console.print(f"{f'released {name}':<18} {_percent(metrics.released.accuracy)}   interval {low} to {high}, noised")
+        console.print(
+            f"{f'released {name}':<18} {_percent(metrics.released.accuracy)}   interval {low} to {high}, noised"
+        )
     for name, baseline in metrics.baselines:
         if baseline is not None:
             console.print(f"{name.replace('_', ' '):<24} {_percent(baseline.accuracy)}   not released")

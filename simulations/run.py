@@ -70,7 +70,6 @@ def run_scenario(
             # A run that must repeat keeps to one arithmetic; any other takes the fastest that this machine has.
             precision = fastest_precision() if noise_seed is None else Precision.FULL
 
-
             def accept(model: AdaptedModel) -> None:
                 progress.note(check(model).summary())
                 if engine is Engine.STACKED:

@@ -77,7 +77,10 @@ def _number(dice: Dice, place: int, folder: Path) -> Row:
 def _half_labelled(dice: Dice, place: int, folder: Path) -> Row:
     del folder
     sign = "fever" if dice.random() < 0.5 else "pain"
-    return {"text": " ".join([*_note(dice), sign]), "label": ("" if place % 3 == 0 else "hot" if sign == "fever" else "sore")}
+    return {
+        "text": " ".join([*_note(dice), sign]),
+        "label": ("" if place % 3 == 0 else "hot" if sign == "fever" else "sore"),
+    }
 
 
 def _image(dice: Dice, place: int, folder: Path) -> Row:
