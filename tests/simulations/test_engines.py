@@ -26,6 +26,7 @@ from simulations.run import run_scenario
 from simulations.scenario import Scenario
 from simulations.together import Meeting
 from tests.encoders import write_encoder
+from tests.simulations.kinds import KINDS, scenario_of, write
 from tests.simulations.tiny import scenario, write_notes
 
 SEED = 5
@@ -49,7 +50,17 @@ def run(
     **changes: object,
 ) -> Federation:
     """Run a seeded study of four sites; nothing but the engine differs between two calls."""
-    chosen: Scenario = scenario(folder / "encoder", **changes)
+    return federated(scenario(folder / "encoder", **changes), folder, engine, lost, tap)
+
+
+def federated(
+    chosen: Scenario,
+    folder: Path,
+    engine: Engine,
+    lost: Callable[[Message], bool] = lambda _: False,
+    tap: Callable[[Message], None] = lambda _: None,
+) -> Federation:
+    """Run a seeded study of a scenario."""
     entropy, progress = EntropySource(SEED), SilentProgress()
     prepared = prepare(chosen, folder, "cpu", progress, Stopwatch())
     consortium = Consortium.draw(tuple(prepared.units), entropy)
@@ -108,6 +119,29 @@ def test_a_study_on_ray_is_the_inline_one_bit_for_bit(folder: Path) -> None:
         assert [(e.stage, e.instance, e.attempt, e.part_bytes) for e in over_ray.logs[site].egress] == sizes
         assert np.array_equal(over_ray.judged[site].scores, inline.judged[site].scores)
     assert over_ray.seconds["training"] > 0
+
+
+@NEEDS_RAY
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "pretraining"])
+def test_whatever_records_are_ray_gives_the_inline_result_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    write(kind, tmp_path)
+    chosen = scenario_of(kind, tmp_path)
+    inline, over_ray = (federated(chosen, tmp_path, engine) for engine in (Engine.INLINE, Engine.RAY))
+    assert np.array_equal(over_ray.vector, inline.vector)
+    for site, judged in inline.judged.items():
+        assert np.array_equal(over_ray.judged[site].scores, judged.scores)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pretraining"])
+def test_whatever_records_are_a_stacked_study_is_the_inline_one_up_to_arithmetic(tmp_path: Path, kind: str) -> None:
+    write(kind, tmp_path)
+    chosen = scenario_of(kind, tmp_path, training={"rounds": 2, "steps_per_round": 2, "learning_rate": 1.0})
+    inline, stacked = (federated(chosen, tmp_path, engine) for engine in (Engine.INLINE, Engine.STACKED))
+    assert not [line for log in stacked.logs.values() for line in log.incidents]
+    # Rounding to 16 bits may fall the other way where an update differs in its last bits.
+    np.testing.assert_allclose(stacked.vector, inline.vector, atol=2e-3)
+    assert np.abs(inline.vector - stacked.vector).mean() < 1e-4
 
 
 @NEEDS_RAY

@@ -26,7 +26,7 @@ LABELLED = ("image", "audio", "tabular", "pretraining")
 SAID = {
     "image": "Assign one of 2 labels to an image, brought to 16 by 16 pixels: dark, bright",
     "audio": "Assign one of 2 labels to a recording, its first 0.24 s at 1,000 samples a second: low, high",
-    "tabular": "Assign one of 2 labels to a row of 2 fields, written as a text of at most 16 tokens and read as numbers",
+    "tabular": "Assign one of 2 labels to a row of 2 fields, written as a text of at most 16 tokens and read",
     "tokens": "Assign one of 2 labels to each word of a text of at most 16 tokens: O, SIGN",
     "regression": "Predict a number from 0 to 10 from a text of at most 16 tokens",
     "pretraining": "The first 2 rounds learn without labels: predict the 15% of tokens that are masked",

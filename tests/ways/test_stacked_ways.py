@@ -1,4 +1,4 @@
-"""Every task that can be stacked gets the updates of the loop; what cannot be is refused before anything is prepared."""
+"""Every task that can be stacked gets the updates of the loop; what cannot be is refused beforehand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from common.errors import ConsiliumError
 from common.study import Study, TrainingNoise, Unit
 from common.ways import WAYS, refusal
 from simulations.noise import SeededNoise
-
 from simulations.options import Engine, check_engine, unstacked
 from simulations.scenario import from_fields
 from simulations.stacked import Charged, StackedTraining
