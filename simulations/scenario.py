@@ -298,6 +298,7 @@ def _contradictions(scenario: Scenario) -> tuple[tuple[bool, str], ...]:
     patients = scenario.privacy.unit is Unit.PATIENT
     charges = scenario.privacy.max_charges
     named = columns is not None and columns.site is not None
+    pretraining = scenario.pretraining
     content = {"text": "text", "fields": "fields"}.get(scenario.task.content, "path")
     return (
         (corpus is not None and content != "text", f"task: reads {scenario.task.content}, and a corpus is of texts"),
@@ -323,6 +324,16 @@ def _contradictions(scenario: Scenario) -> tuple[tuple[bool, str], ...]:
             patients and columns is not None and columns.unit is None,
             "columns.unit: needed for privacy.unit = 'patient'",
         ),
+        (
+            scenario.adapter.method == "rolora" and scenario.training.is_adaptive,
+            "training.server_optimizer: rolora needs fedavg or fedmomentum",
+        ),
+        (
+            pretraining is not None and pretraining.rounds >= scenario.training.rounds,
+            "pretraining.rounds: must leave rounds for the task",
+        ),
+        (pretraining is not None and content != "text", "pretraining: is of texts"),
+        (pretraining is not None and not scenario.task.reads_labels, "pretraining: the task is what it would be"),
         (charges is not None and charges < scenario.training.rounds, "privacy.max_charges: fewer than training.rounds"),
         (
             scenario.tuning is not None and (scenario.tuning.rounds or 1) > scenario.training.rounds,
