@@ -17,6 +17,8 @@ Method = Literal["ffa-lora", "lora", "rolora", "ia3", "bitfit", "layer-norm", "b
 
 PEFT_METHODS: tuple[Method, ...] = ("ffa-lora", "lora", "rolora", "ia3", "layer-norm")
 """Those whose release PEFT itself reads; of the others it has none."""
+RANKED: frozenset[Method] = frozenset({"ffa-lora", "lora", "rolora", "bottleneck"})
+"""Methods for which ``rank`` means something."""
 
 
 class AdapterSpec(Part):

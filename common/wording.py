@@ -23,7 +23,7 @@ from common.task_specs import (
     TabularClassification,
     TokenClassification,
 )
-from common.transfer import AdapterSpec, FeatureReference, Personal, Pretraining, Training
+from common.transfer import RANKED, AdapterSpec, FeatureReference, Personal, Pretraining, Training
 
 _OPTIMIZERS = {
     "sgd": "SGD",
@@ -35,7 +35,6 @@ _OPTIMIZERS = {
 }
 _SHOWN = 12
 """Names that a sentence lists; of more it says how many."""
-_RANKED = ("ffa-lora", "lora", "rolora")
 
 
 def facts(study: Study) -> tuple[tuple[str, str], ...]:
@@ -89,6 +88,16 @@ def does(task: AnyTask) -> str:
     return f"assigns one of {count} to a text"
 
 
+def scored(task: AnyTask) -> str:
+    """Return what is scored, in one sentence."""
+    if isinstance(task, Regression):
+        return (
+            f"The score is {task.score}: one less the error in parts of the distance from {task.low:g} to "
+            f"{task.high:g}, the mean over records."
+        )
+    return f"The score is {task.score}, the mean over records."
+
+
 def reads(task: AnyTask) -> str:
     """Return what a task reads of a record, and what label it looks for."""
     match task:
@@ -122,7 +131,8 @@ def adapts(adapter: AdapterSpec, task: AnyTask) -> str:
     if adapter.method == "head-only":
         return "the task's head alone, on the backbone as it is"
     layers = f"of the last {adapter.last_layers} layer(s)" if adapter.last_layers else "of all layers"
-    ranked = f", rank {adapter.rank} on {', '.join(adapter.targets)}" if adapter.method in _RANKED else ""
+    at = "" if adapter.method == "bottleneck" else f" on {', '.join(adapter.targets)}"
+    ranked = f", rank {adapter.rank}{at}" if adapter.method in RANKED else ""
     head = ", and the task's head" if has_head(task, adapter) else ""
     return f"{adapter.method}{ranked} {layers}{head}"
 

@@ -10,8 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from pydantic import ValidationError
+
+from common import errors
 from common.agreement import Agreement, Approval, SignedStudy, countersign, sign, verify_agreement, verify_study
+from common.errors import ConsiliumError
 from common.identity import Identity, SiteId
+from common.parts import describe
 from common.privacy.bounds import band, clamp
 from common.privacy.concerns import concerns
 from common.secagg import Terms
@@ -123,7 +128,9 @@ def draft(
     now: datetime | None = None,
     kind: Kind = Kind.SIMULATION,
 ) -> Study:
-    """Write the Study, so that it can be judged before anyone signs it; raises CSL-404 where no sum could be opened.
+    """Write the Study, so that it can be judged before anyone signs it.
+
+    Raises CSL-404 where no sum could be opened, CSL-511 where the scenario does not fit the sites.
 
     units      each site's number of units, which leaves this function only as a band
     dimension  length of the vector
@@ -135,38 +142,42 @@ def draft(
         Member(site=site, key=consortium.sites[site].public_key.hex(), band=band(units[site])) for site in sorted(units)
     )
     wanted = scenario.aggregation
-    study = Study(
-        kind=kind,
-        title=scenario.title,
-        operator=consortium.operator.public_key.hex(),
-        created=time_text(moment),
-        expires=time_text(moment + timedelta(days=_VALID_DAYS)),
-        stream=stream,
-        purpose=scenario.purpose,
-        backbone=manifest,
-        task=scenario.task,
-        adapter=scenario.adapter,
-        training=scenario.training,
-        pretraining=scenario.pretraining,
-        personal=scenario.personal,
-        privacy=privacy,
-        evaluation=scenario.evaluation,
-        aggregation=Aggregation(
-            bits=wanted.bits,
-            clamp=wanted.clamp
-            or clamp(
-                scenario.training,
-                privacy,
-                smallest_band=min(member.band for member in roster),
-                dimension=dimension,
+    try:
+        study = Study(
+            kind=kind,
+            title=scenario.title,
+            operator=consortium.operator.public_key.hex(),
+            created=time_text(moment),
+            expires=time_text(moment + timedelta(days=_VALID_DAYS)),
+            stream=stream,
+            purpose=scenario.purpose,
+            backbone=manifest,
+            task=scenario.task,
+            adapter=scenario.adapter,
+            training=scenario.training,
+            pretraining=scenario.pretraining,
+            personal=scenario.personal,
+            privacy=privacy,
+            evaluation=scenario.evaluation,
+            aggregation=Aggregation(
+                bits=wanted.bits,
+                clamp=wanted.clamp
+                or clamp(
+                    scenario.training,
+                    privacy,
+                    smallest_band=min(member.band for member in roster),
+                    dimension=dimension,
+                ),
+                minimum_cohort=wanted.minimum_cohort,
+                max_share=wanted.max_share,
+                blocks=blocks,
             ),
-            minimum_cohort=wanted.minimum_cohort,
-            max_share=wanted.max_share,
-            blocks=blocks,
-        ),
-        roster=roster,
-        neighbourhoods=Neighbourhoods() if len(roster) > MAX_SITES else None,
-    )
+            roster=roster,
+            neighbourhoods=Neighbourhoods() if len(roster) > MAX_SITES else None,
+        )
+    except ValidationError as error:
+        # What the scenario could not know, such as a site that the data do not have.
+        raise ConsiliumError(errors.SCENARIO_INVALID, describe(error)) from error
     # Through TOML-shaped fields once more, so that every check of an authored file holds for it too.
     study = Study.from_canonical(study.canonical())
     # Before signing: not even all sites together may be too few.

@@ -106,10 +106,10 @@ app.command()(tune)
 @app.command()
 def scenarios() -> None:
     """List the scenarios that come with the product."""
-    table = Table("name", "title", "data", box=None, header_style="bold")
+    table = Table("name", "title", "task", "data", box=None, header_style="bold")
     for name in shipped():
         scenario = load(locate(name))
-        table.add_row(name, scenario.title, "generated" if scenario.synthetic else "needs --data")
+        table.add_row(name, scenario.title, scenario.task.kind, "generated" if scenario.synthetic else "needs --data")
     Console().print(table)
 
 
@@ -153,10 +153,16 @@ def show(metrics: Metrics, report: Path, console: Console) -> None:
         )
     console.print(table)
     pooled = metrics.pooled
-    console.print(f"pooled accuracy    {_percent(pooled.accuracy)}   macro F1 {_percent(pooled.macro_f1)}, exact")
+    macro = "" if pooled.macro_f1 is None else f"macro F1 {_percent(pooled.macro_f1)}, "
+    if metrics.config.score != "accuracy":
+        console.print(Text(f"the score is {metrics.config.score}"), soft_wrap=True)
+    name = "accuracy" if metrics.config.score == "accuracy" else "score"
+    console.print(f"{f'pooled {name}':<18} {_percent(pooled.accuracy)}   {macro}exact")
     if metrics.released is not None:
         low, high = _percent(metrics.released.low), _percent(metrics.released.high)
-        console.print(f"released accuracy  {_percent(metrics.released.accuracy)}   interval {low} to {high}, noised")
+        console.print(
+            f"{f'released {name}':<18} {_percent(metrics.released.accuracy)}   interval {low} to {high}, noised"
+        )
     for name, baseline in metrics.baselines:
         if baseline is not None:
             console.print(f"{name.replace('_', ' '):<24} {_percent(baseline.accuracy)}   not released")
@@ -200,3 +206,7 @@ def _baselines(text: str | None, scenario: Scenario) -> frozenset[str]:
     if unknown := sorted(asked - set(Baseline)):
         raise ConsiliumError(errors.SCENARIO_INVALID, f"--baselines: {unknown[0]!r} is none of {', '.join(Baseline)}")
     return frozenset(asked)
+
+
+if __name__ == "__main__":
+    main()

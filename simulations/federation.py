@@ -150,6 +150,6 @@ def is_shown(round_index: int, rounds: int) -> bool:
 
 
 def rate_at(training: Training, round_index: int) -> float:
-    """Return the learning rate in force in a round: the server's with FedAdam, else the sites' own."""
+    """Return the learning rate in force in a round: an adaptive server's, else the sites' own."""
     progress = round_index / training.rounds
     return training.server_rate(progress) if training.is_adaptive else training.site_rate(progress)

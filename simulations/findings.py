@@ -111,7 +111,8 @@ def verdict(metrics: Metrics) -> tuple[str, ...]:
     base, mine, count = metrics.baselines, metrics.pooled.accuracy, metrics.pooled.examples
     budget = epsilon_is(metrics.privacy.epsilon)
     if base.local_only is None:
-        said = [f"The federated model, trained under {budget}, is right on {percent(mine)} of the pooled test."]
+        on = "of" if is_accuracy(metrics) else "on"
+        said = [f"The federated model, trained under {budget}, {reaches(metrics, mine)} {on} the pooled test."]
     else:
         gain = difference(mine, base.local_only.accuracy, count)
         if not gain.clear:
@@ -140,7 +141,7 @@ def evidence(metrics: Metrics) -> tuple[str, ...]:
     else:
         gain = difference(mine, base.local_only.accuracy, count)
         said = [
-            f"On {count:,} pooled test records the federated model is right on {percent(mine)}, a site’s own model on "
+            f"On {count:,} pooled test records the federated model {reaches(metrics, mine)}, a site’s own model "
             f"{percent(base.local_only.accuracy)} (mean over sites): {signed(gain.value)} points, where chance alone "
             f"could make {100 * gain.chance:.1f}."
         ]
@@ -154,6 +155,16 @@ def evidence(metrics: Metrics) -> tuple[str, ...]:
     if compared:
         said.append(_sites_said(compared))
     return tuple(said)
+
+
+def is_accuracy(metrics: Metrics) -> bool:
+    """Whether records are right or wrong; where a task scores in shares, figures are means of these."""
+    return metrics.config.score == "accuracy"
+
+
+def reaches(metrics: Metrics, value: float) -> str:
+    """Return what a model does that reaches a figure: `is right on 80.0%` or `scores 80.0%`."""
+    return f"{'is right on' if is_accuracy(metrics) else 'scores'} {percent(value)}"
 
 
 def site_gain(site: SiteMetrics) -> float | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from client.verdict import Decision
 from common import errors
 from common.errors import ConsiliumError
 from common.parts import Hex32, describe
@@ -90,6 +91,24 @@ class SiteMetrics(Part):
     subgroups: dict[str, dict[str, Group]] = {}
 
 
+class Verdict(Part):
+    """What one site would find out about the transfer by itself, by the very code of a hospital. Never released.
+
+    units     held-out units by which it judges
+    side      of which records they are
+    """
+
+    id: str = Field(min_length=1)
+    units: Count
+    side: Literal["validation", "test"]
+    decision: Decision
+    released: Literal[False] = False
+
+    def mean(self, candidate: str) -> float | None:
+        """Return a candidate's mean score, None where the site did not compare it."""
+        return next((found.mean for found in self.decision.standings if found.candidate == candidate), None)
+
+
 class Baseline(Part):
     """One comparison, exact, on the pooled test records."""
 
@@ -161,6 +180,7 @@ class Seconds(Part):
     secagg: Amount = 0.0
     transport: Amount = 0.0
     evaluation: Amount = 0.0
+    verdicts: Amount = 0.0
     baselines: Amount = 0.0
 
 
@@ -190,6 +210,8 @@ class Config(Part):
     rank: Count
     layers: str = Field(description="which layers carry the adapter: `all`, `last 2 of 6`")
     sites: Count
+    task: str = Field(default="text-classification", description="its kind")
+    score: str = Field(default="accuracy", description="what every `accuracy` in this file is: the task's score")
     labels: Count
     data: str = Field(description="where the records came from, in words")
     synthetic: bool
@@ -212,6 +234,7 @@ class Metrics(Part):
     pooled: Score
     released: Released | None = None
     sites: tuple[SiteMetrics, ...] = Field(min_length=1)
+    verdicts: tuple[Verdict, ...] = ()
     baselines: Baselines = Baselines()
     curve: tuple[CurvePoint, ...] = ()
     privacy: PrivacyMetrics

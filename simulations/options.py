@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from common import errors
 from common.errors import ConsiliumError
 from common.study import TrainingNoise
+from common.transfer import Method
 from simulations.outputs import check_writable
 from simulations.scenario import Scenario
 
@@ -27,8 +29,33 @@ def check_engine(engine: Engine, scenario: Scenario) -> None:
     """Raise CSL-520 where the scenario says that the engine cannot run it, CSL-521 where Ray is not installed."""
     if engine is Engine.RAY and find_spec("ray") is None:
         raise ConsiliumError(errors.ENGINE_MISSING, "ray")
-    if engine is Engine.STACKED and scenario.privacy.noise is TrainingNoise.DISCRETE:
-        raise ConsiliumError(errors.ENGINE_UNSUITABLE, "discrete noise needs records that are computed one by one")
+    if engine is Engine.STACKED and (reason := unstacked(scenario)) is not None:
+        raise ConsiliumError(errors.ENGINE_UNSUITABLE, reason)
+
+
+def unstacked(scenario: Scenario) -> str | None:
+    """Return why sites of a scenario cannot train in one forward pass, None where that depends on the backbone.
+
+    Says beforehand what :class:`simulations.stacked.StackedTraining` would find out; a test holds the one against the
+    other.
+    """
+    if scenario.privacy.noise is TrainingNoise.DISCRETE:
+        return "discrete noise needs records that are computed one by one"
+    if scenario.pretraining is not None or scenario.adapter.method == "rolora":
+        return "rounds that train different weights are not trained together: choose inline"
+    if scenario.adapter.site_ranks:
+        return "sites of ranks of their own are not trained together: choose inline"
+    outside = _OUTSIDE.get(scenario.adapter.method)
+    return None if outside is None else f"{scenario.adapter.method} trains {outside}, not linear layers alone"
+
+
+_OUTSIDE: Mapping[Method, str] = {
+    "ia3": "vectors that scale what layers put out",
+    "bitfit": "biases of layer norms",
+    "layer-norm": "layer norms",
+    "full": "layer norms or convolutions",
+}
+"""What these methods train on every backbone, and what has no batched product."""
 
 
 def check_device(device: str) -> None:

@@ -83,6 +83,7 @@ def prepare(
     precision: Precision = Precision.FULL,
     store: FeatureStore | None = None,
     narrow: Callable[[SiteData], SiteData] = lambda site: site,
+    accept: Callable[[AdaptedModel], None] = lambda _: None,
 ) -> Prepared:
     """Load data and backbone, attach the adapter, compute the frozen prefix once.
 
@@ -90,8 +91,9 @@ def prepare(
     precision  of the training passes; evaluation is always in full precision
     store      where all sites' frozen prefixes are kept; None keeps them in memory
     narrow     what is left of each site's records, before anything is computed on them
+    accept     raises for a model that will not do, before anything is computed on a record; leaves the model as it is
 
-    Raises what is wrong with the data (CSL-5xx), the backbone or the adapter (CSL-3xx).
+    Raises what is wrong with the data (CSL-5xx), the backbone or the adapter (CSL-3xx), and what ``accept`` does.
     """
     sites = tuple(narrow(site) for site in load_sites(scenario, data_dir))
     folder, manifest = locate_backbone(scenario.backbone, data_dir)
@@ -100,6 +102,7 @@ def prepare(
     task = task_for(scenario.task, backbone, stream)
     model = attach(backbone, scenario.adapter, task, stream, pretraining=scenario.pretraining)
     start = model.read_vector()
+    accept(model)
     progress.phase("frozen prefix", (3 if model.objective is None else 4) * len(sites))
 
     def features(

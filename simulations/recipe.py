@@ -81,7 +81,7 @@ RECIPE: tuple[Advice, ...] = (
     Advice(
         "training", "optimizer", "sgd", "a site sends its one noised gradient; the server's optimizer scales it", "rate"
     ),
-    Advice("training", "learning_rate", 1.0, "of no effect beside FedAdam, which knows no scale", "rate"),
+    Advice("training", "learning_rate", 1.0, "of no effect beside FedAdam or FedYogi, which know no scale", "rate"),
     Advice(
         "training", "server_optimizer", "fedadam",
         "after a few noisy rounds it has learned each coordinate's scale, which under noise is hard to guess: one rate "

@@ -13,12 +13,15 @@ from pathlib import Path
 from jinja2 import Environment
 from markupsafe import Markup
 
-from common import errors, figures
+from client.verdict import Candidate
+from common import errors, figures, wording
 from common.errors import ConsiliumError
 from common.figures import Bar, Mark, Panel, Row, percent
 from common.pages import SHARED, both, drawn, environment, size
 from common.prose import statement_blocks
 from common.study import Study, Unit
+from common.task_specs import AnyTask
+from common.transfer import RANKED
 from simulations import findings
 from simulations.metrics import SITE_FIGURES, Metrics, SiteMetrics
 from simulations.outputs import save
@@ -31,7 +34,13 @@ OPEN_TABLE = 40
 METHODS = {
     "ffa-lora": "FFA-LoRA: of each low-rank pair only B trains; A stays as drawn from the study’s public stream",
     "lora": "LoRA: both matrices of each low-rank pair train",
-    "head-only": "the classification head alone",
+    "rolora": "RoLoRA: the matrices of each low-rank pair train by turns",
+    "ia3": "IA3: vectors that scale what linear layers put out",
+    "bitfit": "BitFit: biases",
+    "layer-norm": "gains and shifts of layer norms",
+    "bottleneck": "a small network behind each layer",
+    "full": "every weight of the layers",
+    "head-only": "the head alone",
 }
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 ARMS = {
@@ -48,7 +57,10 @@ NAMES = {
     "fedadam": "FedAdam",
     "fedyogi": "FedYogi",
 }
-PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "evaluation", "baselines")
+_WITHIN = ("full", "bitfit", "layer-norm")
+"""Methods that train weights of the backbone's own."""
+_HEADLESS = ("causal-language-modelling", "masked-language-modelling", "retrieval")
+PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "evaluation", "verdicts", "baselines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +98,22 @@ def render(metrics: Metrics, study: Study) -> str:
             kinds=_kinds(metrics),
             compared=any(findings.site_gain(site) is not None for site in sites),
             subgroups=findings.subgroups(metrics),
-            method=METHODS.get(study.adapter.method, study.adapter.method),
+            score=_score(metrics),
+            Score=_score(metrics).capitalize(),
+            scored=wording.scored(study.task),
+            chooses=metrics.pooled.macro_f1 is not None,
+            task=_task(study.task),
+            frozen=study.adapter.method not in _WITHIN,
+            candidates=_candidates(metrics),
+            objective=f"it {wording.does(study.pretraining.objective)}" if study.pretraining is not None else "",
+            trains=_trains(study, metrics.config.layers),
             unit=_unit(study),
             colluders=len(study.roster) // 3,
             statement=tuple(statement_blocks(metrics.privacy.statement)),
             guess=findings.guess_at_best(metrics.privacy.epsilon, metrics.privacy.delta),
             open_table=OPEN_TABLE,
             arms_figure=_arms_figure(metrics),
-            sites_figure=_sites_figure(sites),
+            sites_figure=_sites_figure(sites, _score(metrics)),
             sites_left_out=max(len(sites) - MOST_ROWS, 0),
             curve_figure=_curve_figure(metrics),
             seconds_figure=_seconds_figure(metrics),
@@ -135,6 +155,38 @@ def _templates() -> Environment:
     return templates
 
 
+def _score(metrics: Metrics) -> str:
+    """What a figure is called in a heading; the page says once in full what the score is."""
+    return "accuracy" if findings.is_accuracy(metrics) else "score"
+
+
+def _task(task: AnyTask) -> str:
+    """Say what is learned, from what, among which labels."""
+    labels = f": {wording.listed(task.known_labels)}" if task.known_labels else ""
+    return f"It {wording.does(task)}{labels}. It reads {wording.reads(task)}"
+
+
+def _trains(study: Study, layers: str) -> str:
+    """Say which weights train; language models and embeddings have no head beside an adapter."""
+    adapter, said = study.adapter, METHODS[study.adapter.method]
+    if adapter.method == "head-only":
+        return said
+    if adapter.method in RANKED:
+        said += f"; rank {adapter.rank}"
+    if adapter.method in ("ffa-lora", "lora", "rolora", "ia3"):
+        said += f" on {', '.join(adapter.targets)}"
+    said += f" ({layers} layers)"
+    if adapter.site_ranks:
+        said += f", less at {len(adapter.site_ranks)} of {len(study.roster)} sites"
+    return said if study.task.kind in _HEADLESS else f"{said}; and the head"
+
+
+def _candidates(metrics: Metrics) -> tuple[str, ...]:
+    """Return what any site compared, in the order of their enumeration."""
+    there = {standing.candidate for verdict in metrics.verdicts for standing in verdict.decision.standings}
+    return tuple(candidate for candidate in Candidate if candidate in there)
+
+
 def _arms_figure(metrics: Metrics) -> Markup | None:
     rows = []
     for arm in findings.arms(metrics):
@@ -157,14 +209,14 @@ def _arms_figure(metrics: Metrics) -> Markup | None:
     if len(rows) < 2:
         return None
     said = "; ".join(f"{row.name}: {row.aside}" for row in rows) + beside
-    label = "Accuracy on the pooled test records, by way of training"
+    label = f"{_score(metrics).capitalize()} on the pooled test records, by way of training"
     return both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, guide="federated"))
 
 
-def _sites_figure(sites: tuple[SiteMetrics, ...]) -> Markup:
+def _sites_figure(sites: tuple[SiteMetrics, ...], score: str) -> Markup:
     shown = sites if len(sites) <= MOST_ROWS else sites[: MOST_ROWS // 2] + sites[-MOST_ROWS // 2 :]
     rows = [_site_row(site) for site in shown]
-    label = "Accuracy on each site’s own test records"
+    label = f"{score.capitalize()} on each site’s own test records"
     said = "; ".join(", ".join(mark.hint for mark in row.marks) for row in rows) + ". The table below has all figures."
     link = ("local", "federated")
     return both(lambda width: figures.dot_plot(rows, width=width, label=label, description=said, link=link))
@@ -204,7 +256,7 @@ def _curve_figure(metrics: Metrics) -> Markup | None:
     if not exact:
         return None
     panels = (
-        Panel("accuracy on validation records", "federated", exact, percent),
+        Panel(f"{_score(metrics)} on validation records", "federated", exact, percent),
         Panel("length of the mean update", "small", norms, lambda value: f"{value:.3g}"),
         Panel("learning rate", "small", rates, lambda value: f"{value:.3g}"),
     )
@@ -213,7 +265,7 @@ def _curve_figure(metrics: Metrics) -> Markup | None:
         f"From {percent(exact[0][1])} at round {exact[0][0]} to {percent(exact[-1][1])} at round {exact[-1][0]}; "
         f"highest {percent(best[1])} at round {best[0]}."
     )
-    label = "Accuracy on validation records by round"
+    label = f"{_score(metrics).capitalize()} on validation records by round"
     return both(lambda width: figures.line_panels(panels, width=width, label=label, description=said))
 
 

@@ -14,6 +14,7 @@ import torch
 from client.preflight import check
 from client.training.precision import Precision, fastest_precision
 from client.training.store import FeatureStore
+from common.adapters import AdaptedModel
 from common.stopwatch import Stopwatch
 from server.release import write_release
 from simulations import metrics
@@ -30,6 +31,7 @@ from simulations.report import write_report
 from simulations.scenario import Baseline, Scenario
 from simulations.stacked import StackedTraining
 from simulations.summary import Conditions, summarise
+from simulations.verdicts import verdicts
 
 
 def run_scenario(
@@ -67,13 +69,23 @@ def run_scenario(
         with watch.timed("setup"):
             # A run that must repeat keeps to one arithmetic; any other takes the fastest that this machine has.
             precision = fastest_precision() if noise_seed is None else Precision.FULL
+
+            def accept(model: AdaptedModel) -> None:
+                progress.note(check(model).summary())
+                if engine is Engine.STACKED:
+                    # Refused here or not at all: what a study trains is known before an hour of tuning.
+                    StackedTraining(model, scenario.training, scenario.privacy.noise)
+
             prepared = prepare(
-                scenario, data_dir, resolve_device(device), progress, watch, precision=precision, store=store
+                scenario,
+                data_dir,
+                resolve_device(device),
+                progress,
+                watch,
+                precision=precision,
+                store=store,
+                accept=accept,
             )
-            progress.note(check(prepared.model).summary())
-            if engine is Engine.STACKED:
-                # Refused here or not at all: what a study trains is known before an hour of tuning.
-                StackedTraining(prepared.model, scenario.training, scenario.privacy.noise)
         consortium = Consortium.draw(tuple(prepared.units), entropy)
         write = partial(
             draft,
@@ -95,6 +107,8 @@ def run_scenario(
         scenario = scenario.model_copy(update={"training": settings[FEDERATED]})
         authored = sign_and_approve(write(scenario), consortium)
         federation = federate(prepared, authored, consortium, entropy, progress, engine=engine)
+        with watch.timed("verdicts"):
+            own = verdicts(authored.study, prepared, federation.vector, entropy, progress) if scenario.judges else ()
         with watch.timed("baselines"):
             compared: dict[str, Compared] = {}
             for arm in arms:
@@ -107,6 +121,7 @@ def run_scenario(
         federation,
         compared,
         majority,
+        own,
         tuning,
         watch,
         Conditions(

@@ -198,12 +198,20 @@ class Scenario(Part):
     evaluation: Evaluation = Evaluation()
     aggregation: ScenarioAggregation = ScenarioAggregation()
     tuning: Tuning | None = None
+    verdicts: bool | None = Field(
+        default=None, description="whether each site judges the result for itself; where not said, if it personalises"
+    )
     baselines: tuple[Baseline, ...] = tuple(Baseline)
 
     @property
     def synthetic(self) -> bool:
         """Whether the records are generated."""
         return self.data.corpus is not None
+
+    @property
+    def judges(self) -> bool:
+        """Whether each site judges the result for itself: it costs several fits a site."""
+        return self.personal.method != "none" if self.verdicts is None else self.verdicts
 
 
 def load(path: Path, full: bool = False) -> Scenario:
@@ -231,7 +239,7 @@ def from_fields(fields: Mapping[str, object]) -> Scenario:
 
 
 def rate_name(training: Training) -> str:
-    """Return which learning rate matters: the server's with FedAdam, which knows no scale, else the sites' own."""
+    """Return which learning rate matters: an adaptive server's, which knows no scale, else the sites' own."""
     return "server_learning_rate" if training.is_adaptive else "learning_rate"
 
 
@@ -290,6 +298,7 @@ def _contradictions(scenario: Scenario) -> tuple[tuple[bool, str], ...]:
     patients = scenario.privacy.unit is Unit.PATIENT
     charges = scenario.privacy.max_charges
     named = columns is not None and columns.site is not None
+    pretraining = scenario.pretraining
     content = {"text": "text", "fields": "fields"}.get(scenario.task.content, "path")
     return (
         (corpus is not None and content != "text", f"task: reads {scenario.task.content}, and a corpus is of texts"),
@@ -315,6 +324,12 @@ def _contradictions(scenario: Scenario) -> tuple[tuple[bool, str], ...]:
             patients and columns is not None and columns.unit is None,
             "columns.unit: needed for privacy.unit = 'patient'",
         ),
+        (
+            pretraining is not None and pretraining.rounds >= scenario.training.rounds,
+            "pretraining.rounds: must leave rounds for the task",
+        ),
+        (pretraining is not None and content != "text", "pretraining: is of texts"),
+        (pretraining is not None and not scenario.task.reads_labels, "pretraining: the task is what it would be"),
         (charges is not None and charges < scenario.training.rounds, "privacy.max_charges: fewer than training.rounds"),
         (
             scenario.tuning is not None and (scenario.tuning.rounds or 1) > scenario.training.rounds,

@@ -202,10 +202,11 @@ class StackedTraining:
     def _batches(self, joined: Features, rows: Rows) -> Iterator[Rows]:
         """Divide places among the rows into batches of records of similar length."""
         model = self._stack.model
-        if joined.is_cached and model.prefix_layers == model.backbone.layers:
-            # One pooled state a record: all are of one length.
+        if joined.is_cached and model.prefix_layers == model.backbone.layers and model.task.pools:
+            # One pooled row a record, so small that all go through the head at once.
             yield np.arange(len(rows))
             return
+        # Of records of one shape, images and recordings, every length is one.
         order = np.argsort(joined.lengths[rows], kind="stable")
         start = 0
         for end in divide(joined.lengths[rows[order]], _BATCH):

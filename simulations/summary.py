@@ -18,6 +18,7 @@ from common.privacy.released import released_accuracy
 from common.privacy.statement import NEIGHBOUR, statement
 from common.stopwatch import Stopwatch
 from common.study import Study
+from common.transfer import RANKED
 from simulations import metrics as m
 from simulations.arms import Quality
 from simulations.comparison import Compared
@@ -50,12 +51,13 @@ def summarise(
     federation: Federation,
     compared: Mapping[str, Compared],
     majority: Quality | None,
+    verdicts: tuple[m.Verdict, ...],
     tuning: m.Tuning | None,
     watch: Stopwatch,
     conditions: Conditions,
 ) -> m.Metrics:
     """Return the metrics of a finished run."""
-    study, score = federation.authored.study, prepared.task.spec.score
+    study = federation.authored.study
     own = own_tests(prepared, federation)
     pooled = Quality.pooled(own.values())
     return m.Metrics(
@@ -65,13 +67,13 @@ def summarise(
         rounds=study.training.rounds,
         warnings=(
             *m.standing_warnings(private=conditions.private, synthetic=scenario.synthetic, tuned=tuning is not None),
-            *([] if score == "accuracy" else [f"Accuracy here is the task's score: {score}."]),
             *conditions.concerns,
             *filter(None, (federation.coordinator.outcome.not_evaluated,)),
         ),
         pooled=m.Score(accuracy=pooled.accuracy, macro_f1=pooled.macro_f1, examples=pooled.examples),
         released=_released(study, federation),
         sites=tuple(_site(site, prepared, federation, compared, own[site]) for site in sorted(own)),
+        verdicts=verdicts,
         baselines=_baselines(compared, majority),
         curve=federation.curve,
         privacy=_privacy(study, conditions.private),
@@ -85,6 +87,7 @@ def summarise(
             secagg=federation.seconds["secagg"] + federation.coordinator.watch.seconds("secagg"),
             transport=federation.seconds["transport"],
             evaluation=federation.seconds["evaluation"],
+            verdicts=watch.seconds("verdicts"),
             baselines=watch.seconds("baselines"),
         ),
         tuning=tuning,
@@ -219,10 +222,12 @@ def _config(scenario: Scenario, prepared: Prepared, conditions: Conditions) -> m
         revision=manifest.revision,
         licence=manifest.licence,
         method=adapter.method,
-        rank=0 if adapter.method == "head-only" else adapter.rank,
+        rank=adapter.rank if adapter.method in RANKED else 0,
         layers="none: the head alone" if adapter.method == "head-only" else layers,
         sites=len(prepared.sites),
-        labels=prepared.task.classes,
+        task=scenario.task.kind,
+        score=scenario.task.score,
+        labels=len(scenario.task.known_labels),
         data="generated: synthetic triage notes" if scenario.synthetic else "one query over files",
         synthetic=scenario.synthetic,
         seed=scenario.seed,

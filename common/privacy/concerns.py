@@ -159,7 +159,7 @@ def _of_the_evaluation(study: Study, plan: PrivacyPlan, tested_share: float) -> 
         said = "the figure will say nothing" if width >= 0.5 else f"±{100 * width:.0f} points from the noise alone"
         yield (
             "evaluation",
-            f"noise drowns the released accuracy: {said}, if {100 * tested_share:.0f} % as many units are tested as "
+            f"noise drowns the released figure: {said}, if {100 * tested_share:.0f} % as many units are tested as "
             f"the bands hold. {needed:,} tested in all would bring it to ±{100 * WIDE:.0f} points; so would less "
             "noise, at the price of epsilon.",
         )

@@ -81,6 +81,7 @@ class Curve(Part):
     @classmethod
     def of(cls, scenario: Scenario, rows: Sequence[Row], command: str) -> Self:
         """Return a scenario's rows with their marks."""
+        score = scenario.task.score
         said = composed(rows, scenario.privacy.unit, scenario.privacy.delta)
         return cls(
             scenario=scenario.name,
@@ -89,7 +90,10 @@ class Curve(Part):
             records="generated" if scenario.synthetic else "read",
             unit=scenario.privacy.unit,
             delta=scenario.privacy.delta,
-            marks=(SYNTHETIC, UNTUNED) if scenario.synthetic else (UNRELEASED, said, UNTUNED),
+            marks=(
+                *((SYNTHETIC, UNTUNED) if scenario.synthetic else (UNRELEASED, said, UNTUNED)),
+                *([] if score == "accuracy" else [f"SCORE: what is called accuracy here is {score}."]),
+            ),
             rows=tuple(rows),
         )
 

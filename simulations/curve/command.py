@@ -54,8 +54,9 @@ def curve(
             range(chosen.seed, chosen.seed + seeds),
         )
         for cell in asked:
-            variant(chosen, cell)
-        check_engine(engine, chosen)
+            changed = variant(chosen, cell)
+            if cell.epsilon is not None:
+                check_engine(engine, changed)
         prepare_machine(device, out)
         from simulations.curve.study import curve_scenario
 

@@ -28,7 +28,7 @@ Records = Literal["generated", "public"]
 
 
 class Settings(Part):
-    """What is searched for. ``learning_rate`` is the server's with FedAdam, else the sites' own."""
+    """What is searched for. ``learning_rate`` is an adaptive server's, else the sites' own."""
 
     learning_rate: float
     clip_norm: float

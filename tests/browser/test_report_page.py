@@ -46,10 +46,12 @@ def browser() -> Iterator[Browser]:
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, few, many = tmp_path_factory.mktemp("reports"), study(), study(30)
     hostile = study(title=HOSTILE)
+    shares = study(task={"kind": "regression", "low": 0.0, "high": 10.0, "max_tokens": 64})
     names = ("Universitätsklinikum der Freien und Hansestadt am großen Fluss", "H" * 300, HOSTILE, "ok")
     runs = {
         "few": (run(few), few),
         "many": (run(many), many),
+        "shares": (run(shares, judged=True), shares),
         "bare": (run(few, baselines=False, released=False, tuned=False), few),
         "hostile": (run(hostile, names=names, title=HOSTILE, command=HOSTILE), hostile),
     }
@@ -107,7 +109,7 @@ def test_the_policy_blocks_what_a_slip_in_escaping_would_let_in(
     page.close()
 
 
-@pytest.mark.parametrize("name", ["few", "many", "bare", "hostile", "audit", "broken"])
+@pytest.mark.parametrize("name", ["few", "many", "bare", "hostile", "shares", "audit", "broken"])
 @pytest.mark.parametrize("width", [1280, 768, 360])
 def test_the_page_never_scrolls_sideways(browser: Browser, reports: dict[str, Path], name: str, width: int) -> None:
     page, _ = opened(browser, reports[name], width=width)

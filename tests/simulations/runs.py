@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from client.verdict import Candidate, decide
 from common.study import Study
 from simulations.metrics import (
     Baseline,
@@ -21,6 +24,7 @@ from simulations.metrics import (
     Traffic,
     Trial,
     Tuning,
+    Verdict,
     standing_warnings,
 )
 from tests.studies import fields
@@ -60,7 +64,11 @@ def study(sites: int = 4, **changes: object) -> Study:
         "training": {"rounds": 20, "steps_per_round": 8},
         "privacy": {"unit": "patient", "max_records_per_unit": 4, "max_charges": 24, "sampling_rate": 0.05},
     } | changes
-    return Study.from_fields(fields(sites, **told)[0])
+    made = fields(sites, **told)[0]
+    if isinstance(told["task"], dict) and "kind" in told["task"]:
+        # Of another kind, nothing is left of the usual task.
+        made["task"] = told["task"]
+    return Study.from_fields(made)
 
 
 def run(
@@ -71,6 +79,7 @@ def run(
     baselines: bool = True,
     released: bool = True,
     tuned: bool = True,
+    judged: bool = False,
     names: tuple[str, ...] = (),
     title: str = "",
     command: str = "consilium-sim run demo.toml --data . --out runs/demo --baselines all",
@@ -78,6 +87,7 @@ def run(
     """Return metrics of a run of `agreed`, with smooth invented figures."""
     ids = names or tuple(member.site for member in agreed.roster)
     rounds = agreed.training.rounds
+    chooses = agreed.task.kind in ("text-classification", "image-classification")
     nonprivate = Baseline(accuracy=0.8846, macro_f1=0.8701)
     return Metrics(
         study_digest=agreed.digest,
@@ -85,11 +95,12 @@ def run(
         title=title or agreed.title,
         rounds=rounds,
         warnings=standing_warnings(private=private, synthetic=synthetic, tuned=tuned),
-        pooled=Score(accuracy=0.8731, macro_f1=0.8572, examples=1812),
+        pooled=Score(accuracy=0.8731, macro_f1=0.8572 if chooses else None, examples=1812),
         released=Released(accuracy=0.8702, low=0.8511, high=0.8893, note="discrete Gaussian at each site, 95%")
         if released
         else None,
         sites=tuple(site(index, name, len(ids), baselines=baselines) for index, name in enumerate(ids)),
+        verdicts=tuple(verdict(index, name) for index, name in enumerate(ids)) if judged else (),
         baselines=Baselines(
             majority=Baseline(accuracy=0.4127, macro_f1=0.1461),
             local_only=LocalOnly(accuracy=0.8093, own_test_accuracy=0.8274, macro_f1=0.7811),
@@ -157,6 +168,8 @@ def run(
             rank=agreed.adapter.rank,
             layers="last 2 of 6",
             sites=len(ids),
+            task=agreed.task.kind,
+            score=agreed.task.score,
             labels=len(agreed.task.known_labels),
             data="synthetic triage notes, 4 hospitals" if synthetic else "medquad.parquet by one SELECT",
             synthetic=synthetic,
@@ -194,3 +207,15 @@ def site(index: int, name: str, of: int, *, baselines: bool) -> SiteMetrics:
             "interpreter": {"yes": Group(accuracy=0.7, examples=5), "no": Group(accuracy=mine, examples=tests - 5)},
         },
     )
+
+
+def verdict(index: int, name: str) -> Verdict:
+    """Return one invented site's verdict, by turns a good, a bad and an open one; the fourth has no personal model."""
+    shared, other = (0.9, 0.6) if index % 3 == 0 else (0.5, 0.9) if index % 3 == 1 else (0.7, 0.7)
+    scores = {Candidate.SHARED: shared, Candidate.BACKBONE: other, Candidate.LOCAL: other, Candidate.PERSONAL: shared}
+    if index == 3:
+        del scores[Candidate.PERSONAL]
+    units = 40 + index
+    found = {candidate: np.arange(units) < share * units for candidate, share in scores.items()}
+    decision = decide({candidate: hits.astype(np.float64) for candidate, hits in found.items()})
+    return Verdict(id=name, units=units, side="test" if index == 2 else "validation", decision=decision)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,15 @@ def test_the_shipped_scenarios_are_listed() -> None:
     result = CliRunner().invoke(app, ["scenarios"])
     assert result.exit_code == 0
     assert all(name in result.stdout for name in ("demo", "medquad", "sst2"))
+    lines = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert "tabular-classification" in lines["heart"]
+    assert "image-classification" in lines["pneumonia"]
+
+
+def test_the_command_is_a_module_too() -> None:
+    found = subprocess.run([sys.executable, "-m", "simulations.cli", "--help"], capture_output=True, text=True)
+    assert found.returncode == 0
+    assert "scenarios" in found.stdout
 
 
 def test_what_is_printed_has_the_figures_the_guarantee_the_warnings_and_the_report() -> None:

@@ -26,6 +26,7 @@ from simulations.run import run_scenario
 from simulations.scenario import Scenario
 from simulations.together import Meeting
 from tests.encoders import write_encoder
+from tests.simulations.kinds import KINDS, scenario_of, write
 from tests.simulations.tiny import scenario, write_notes
 
 SEED = 5
@@ -49,7 +50,17 @@ def run(
     **changes: object,
 ) -> Federation:
     """Run a seeded study of four sites; nothing but the engine differs between two calls."""
-    chosen: Scenario = scenario(folder / "encoder", **changes)
+    return federated(scenario(folder / "encoder", **changes), folder, engine, lost, tap)
+
+
+def federated(
+    chosen: Scenario,
+    folder: Path,
+    engine: Engine,
+    lost: Callable[[Message], bool] = lambda _: False,
+    tap: Callable[[Message], None] = lambda _: None,
+) -> Federation:
+    """Run a seeded study of a scenario."""
     entropy, progress = EntropySource(SEED), SilentProgress()
     prepared = prepare(chosen, folder, "cpu", progress, Stopwatch())
     consortium = Consortium.draw(tuple(prepared.units), entropy)
@@ -111,6 +122,29 @@ def test_a_study_on_ray_is_the_inline_one_bit_for_bit(folder: Path) -> None:
 
 
 @NEEDS_RAY
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "pretraining"])
+def test_whatever_records_are_ray_gives_the_inline_result_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    write(kind, tmp_path)
+    chosen = scenario_of(kind, tmp_path)
+    inline, over_ray = (federated(chosen, tmp_path, engine) for engine in (Engine.INLINE, Engine.RAY))
+    assert np.array_equal(over_ray.vector, inline.vector)
+    for site, judged in inline.judged.items():
+        assert np.array_equal(over_ray.judged[site].scores, judged.scores)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pretraining"])
+def test_whatever_records_are_a_stacked_study_is_the_inline_one_up_to_arithmetic(tmp_path: Path, kind: str) -> None:
+    write(kind, tmp_path)
+    chosen = scenario_of(kind, tmp_path, training={"rounds": 2, "steps_per_round": 2, "learning_rate": 1.0})
+    inline, stacked = (federated(chosen, tmp_path, engine) for engine in (Engine.INLINE, Engine.STACKED))
+    assert not [line for log in stacked.logs.values() for line in log.incidents]
+    # Rounding to 16 bits may fall the other way where an update differs in its last bits.
+    np.testing.assert_allclose(stacked.vector, inline.vector, atol=2e-3)
+    assert np.abs(inline.vector - stacked.vector).mean() < 1e-4
+
+
+@NEEDS_RAY
 def test_ray_listens_on_the_loopback_interface_only_and_ends_with_the_study() -> None:
     from simulations.ray_engine import started
 
@@ -139,7 +173,18 @@ def test_discrete_noise_is_not_stacked(folder: Path) -> None:
         options.check_engine(Engine.STACKED, scenario(folder / "encoder", privacy=privacy))
 
 
-def test_a_method_that_cannot_be_stacked_is_refused_before_the_tuning(folder: Path, tmp_path: Path) -> None:
+class Phases(SilentProgress):
+    """Keeps what a run set about."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self.names.append(name)
+
+
+def test_a_method_that_cannot_be_stacked_is_refused_before_anything_is_computed(folder: Path, tmp_path: Path) -> None:
+    progress = Phases()
     chosen = scenario(folder / "encoder", adapter={"method": "ia3", "last_layers": 1})
     with pytest.raises(ConsiliumError, match=r"CSL-520.*is not in a linear layer"):
         run_scenario(
@@ -149,9 +194,10 @@ def test_a_method_that_cannot_be_stacked_is_refused_before_the_tuning(folder: Pa
             baselines=frozenset(),
             device="cpu",
             threads=1,
-            progress=SilentProgress(),
+            progress=progress,
             engine=Engine.STACKED,
         )
+    assert progress.names == []
     assert not (tmp_path / "out").exists()
 
 

@@ -49,11 +49,14 @@ def page(metrics: Metrics, agreed: Study) -> Page:
 def unusual() -> dict[str, tuple[Metrics, Study]]:
     """Runs at the edges of what a report meets."""
     plain, many, hostile = study(), study(120), study(4, title=HOSTILE, purpose={"statement": HOSTILE})
+    regression = {"kind": "regression", "low": 0.0, "high": 10.0, "max_tokens": 64}
+    shares = study(task=regression, pretraining={"rounds": 3})
     names = (HOSTILE, "H" * 300, "x\u202etxt.exe\x00", "ok")
     return {
         "bare": (run(plain, baselines=False, released=False, tuned=False, private=True, synthetic=False), plain),
         "many": (run(many), many),
         "hostile": (run(hostile, names=names, title=HOSTILE, command=HOSTILE), hostile),
+        "shares": (run(shares, judged=True), shares),
         "no curve": (run(plain).model_copy(update={"curve": ()}), plain),
     }
 
@@ -272,6 +275,61 @@ def test_the_page_says_what_was_agreed(page: Page, agreed: Study) -> None:
 def test_the_page_names_the_optimiser_by_its_name_in_the_papers(training: dict[str, object], said: str) -> None:
     agreed = study(training={"rounds": 20, "steps_per_round": 8, **training})
     assert said in Page(render(run(agreed), agreed)).text
+
+
+def test_a_score_that_is_no_accuracy_is_never_called_one() -> None:
+    page = Page(render(*UNUSUAL["shares"]))
+    assert "accuracy" not in page.text.lower()
+    assert "Macro F1" not in page.text
+    said = (
+        "Predict a number from 0 to 10 from a text of at most 64 tokens",
+        "The score is closeness: one less the error in parts of the distance from 0 to 10, the mean over records.",
+        "the federated model scores 87.3%",
+        "The first 3 rounds learn without labels: predict the 15% of tokens that are masked",
+        "4 sites, 20 rounds, regression; scenario",
+    )
+    for sentence in said:
+        assert sentence in page.text
+    bare = run(UNUSUAL["shares"][1], baselines=False, released=False)
+    assert "scores 87.3% on the pooled test" in Page(render(bare, UNUSUAL["shares"][1])).text
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (
+            {"method": "bottleneck", "rank": 4},
+            "a small network behind each layer; rank 4 (last 2 of 6 layers); and the",
+        ),
+        ({"method": "full", "last_layers": 1}, "every weight of the layers (last 2 of 6 layers); and the head: 26,124"),
+        ({"method": "head-only"}, "the head alone: 26,124 parameters"),
+        ({"method": "ia3", "targets": ["key"]}, "put out on key (last 2 of 6 layers); and the head"),
+        ({"method": "ffa-lora", "site_ranks": {"site-000": 1}}, "less at 1 of 4 sites; and the head"),
+    ],
+)
+def test_the_page_says_what_trains(adapter: dict[str, object], said: str) -> None:
+    agreed = study(adapter=adapter)
+    text = Page(render(run(agreed), agreed)).text
+    assert said in text
+    assert ("licence Apache-2.0, frozen" in text) == (adapter["method"] != "full")
+
+
+def test_the_sites_verdicts_stand_apart_and_are_marked() -> None:
+    metrics, agreed = UNUSUAL["shares"]
+    page = Page(render(metrics, agreed))
+    assert "SIMULATOR ONLY. Did the transfer help here?" in page.text
+    table = page.table("verdict-table")
+    assert [verdict.decision.outcome for verdict in metrics.verdicts] == ["helped", "harmed", "undecided", "helped"]
+    for verdict in metrics.verdicts:
+        row = table.row(verdict.id)
+        assert row[1].text == f"{verdict.units}{' test' if verdict.side == 'test' else ''}"
+        assert [cell.values for cell in row[2:5]] == [
+            [verdict.mean(candidate)] for candidate in ("shared", "backbone only", "local only")
+        ]
+        assert [cell.text for cell in row[6:]] == [verdict.decision.outcome, verdict.decision.keep]
+    assert [cell.text == "–" for cell in table.column("Personalised")] == [False, False, False, True]
+    plain = study()
+    assert "own verdicts" not in Page(render(run(plain), plain)).text
 
 
 def test_of_many_sites_the_figure_shows_the_extremes_and_the_table_all() -> None:

@@ -60,6 +60,16 @@ def test_what_is_not_said_has_a_sensible_value() -> None:
         ({"tuning": {"learning_rates": []}}, "tuning.learning_rates"),
         ({"tuning": {"learning_rates": [0.1], "rounds": 3}}, "tuning.rounds"),
         ({"seed": -1}, "seed"),
+        ({"pretraining": {"rounds": 2}}, "pretraining.rounds"),
+        ({"pretraining": {"rounds": 1}, "task": {"kind": "masked-language-modelling", "labels": None}}, "pretraining:"),
+        (
+            {
+                "pretraining": {"rounds": 1},
+                "task": {"kind": "image-classification", "max_tokens": None},
+                "columns": {"text": None, "path": "path"},
+            },
+            "pretraining: is of texts",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(changes: dict[str, object], field: str) -> None:

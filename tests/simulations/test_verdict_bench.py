@@ -74,9 +74,8 @@ def test_a_row_counts_every_study_once(whole: verdict.Notes) -> None:
         assert 0 <= float(row["mean_shared"] or 0) <= 1
 
 
-def test_a_whole_scenario_gives_each_site_a_verdict(base: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict, "PERSONAL", Personal(method="head", steps=3))
-    rows = verdict.federated(base, None)
+def test_a_whole_scenario_gives_each_site_a_verdict(base: Scenario) -> None:
+    rows = verdict.federated(base, None, Personal(method="head", steps=3))
     assert [row["block"] for row in rows] == ["East", "North", "South", "West"]
     assert all("mean_backbone_only" in row for row in rows)
 
@@ -99,8 +98,11 @@ def test_finished_rows_are_kept_and_the_table_is_printed(
     out = tmp_path / "verdict.json"
     out.write_text(json.dumps([row(kind, block) for kind, block in verdict.cells()]))
     monkeypatch.setattr(verdict, "notes", lambda: pytest.fail("measured again"))
-    monkeypatch.setattr(verdict, "heart", lambda _: [])
     assert verdict.main(["--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "heart: that scenario is not there yet" in printed
+    assert "heart: give the folder of the public data sets with --data" in printed
+    monkeypatch.setattr(verdict, "heart", lambda _: [row("heart", 0)])
+    assert verdict.main(["--out", str(out), "--data", str(tmp_path)]) == 0
+    assert "   heart      20" in capsys.readouterr().out
+    assert json.loads(out.read_text())[-1]["kind"] == "heart"
     assert "harmless     200       -      10      10      60      40      20   2.4 to  9.0 %" in printed

@@ -107,6 +107,11 @@ def test_figures_on_records_that_were_read_are_marked_and_composed_and_generated
     assert "COMPOSED" not in made.model_dump_json()
 
 
+def test_a_score_that_is_no_accuracy_is_said_to_be_another() -> None:
+    made = curve(task={"kind": "regression", "low": 0.0, "high": 1.0, "labels": None, "max_tokens": 16})
+    assert made.marks[-1] == "SCORE: what is called accuracy here is closeness."
+
+
 def test_a_curve_survives_its_file_with_its_marks() -> None:
     made = curve()
     text = made.model_dump_json()

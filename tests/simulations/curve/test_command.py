@@ -137,6 +137,17 @@ def test_seeds_draw_other_records_and_the_stacked_engine_runs_private_cells(data
     assert [row.seed for row in Curve.model_validate_json(ran.stdout).rows] == [0, 1]
 
 
+def test_a_way_that_the_engine_cannot_run_is_refused_before_anything_is_read_where_its_cells_are_private(
+    encoder: Path, tmp_path: Path
+) -> None:
+    options = ("--ways", "lora,ia3", "--labels", "12", "--engine", "stacked")
+    refused = curve(tmp_path, encoder, *options, "--epsilon", "none,8")
+    assert refused.stderr.startswith("CSL-520")
+    assert "ia3 trains vectors" in refused.stderr
+    # No engine runs what is not a study; what is missing then is the data.
+    assert "CSL-501" in curve(tmp_path, encoder, *options, "--epsilon", "none").stderr
+
+
 def test_a_step_that_samples_nobody_is_no_fault_without_privacy_either(data: Path, encoder: Path) -> None:
     options = ("--labels", "1", "--epsilon", "none", "--json")
     ran = curve(data, encoder, *options, rate=1e-6, training={"rounds": 1, "steps_per_round": 1})
