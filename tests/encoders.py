@@ -32,7 +32,7 @@ from transformers import (
 from common.backbone import describe
 from common.study import BackboneManifest
 
-_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
+_SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 WORDS = ("pain", "fever", "cough", "fall", "chest", "mild", "severe", "since", "yesterday", "no", "with", "and")
 
 _VOCABULARY = len(_SPECIAL) + len(WORDS)
@@ -41,7 +41,7 @@ _SPREAD = 8.0
 
 def write_tokeniser(folder: Path) -> None:
     """Write a fast tokeniser of a few words."""
-    vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *WORDS))}
+    vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *WORDS, "<mask>"))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -61,6 +61,9 @@ def write_encoder(folder: Path, family: str = "bert", layers: int = 3) -> Backbo
     """Write a tiny checkpoint of one family and return its manifest."""
     torch.manual_seed(0)
     model = (_TEXT | _OTHERS)[family](layers)
+    if family in _TEXT:
+        # The mask comes last, so that all other weights are as they are without one.
+        model.resize_token_embeddings(_VOCABULARY + 1, mean_resizing=False)
     # Random weights give features too alike to tell words apart; spread them.
     with torch.no_grad():
         for parameter in model.parameters():
