@@ -51,7 +51,7 @@ class AdaptedModel(nn.Module):
 
     names          the parameters of the vector in its order: the encoder's in the order of its modules, then the
                    head's; with ranks of their own at some sites, by the blocks of :mod:`common.adapters.ranks`
-    dimension      length of the vector
+    dimension      length of the vector; ``active_dimension`` is how many of its numbers train now
     prefix_layers  frozen layers before the first adapted one: what can be computed once and kept
     pretraining    what the study says of its first rounds, None for one that starts with its task
     objective      what they learn without labels
@@ -83,7 +83,7 @@ class AdaptedModel(nn.Module):
         self._prefix_shape: tuple[int, ...] | None = None
         self.names = tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self._active = self.names
-        self.dimension = sum(parameter.numel() for _, parameter in self.trainable())
+        self.dimension = self.active_dimension = self._count()
         self._order = ranks.order(spec, shapes_of(self))
         if self.objective is not None and not any(not self._is_of_head(name) for name in self.names):
             raise ConsiliumError(errors.TASK_UNSUPPORTED, "pretraining is of an adapter, and there is none")
@@ -102,11 +102,6 @@ class AdaptedModel(nn.Module):
     def trainable(self) -> tuple[tuple[str, nn.Parameter], ...]:
         """Return the parameters that train now with their names, in the vector's order: all, outside of a round."""
         return tuple((name, self.get_parameter(name)) for name in self._active)
-
-    @property
-    def active_dimension(self) -> int:
-        """How many numbers train now."""
-        return sum(parameter.numel() for _, parameter in self.trainable())
 
     def is_pretraining(self, round_index: int) -> bool:
         """Whether a round learns without labels."""
@@ -131,12 +126,13 @@ class AdaptedModel(nn.Module):
     def in_round(self, round_index: int) -> Iterator[None]:
         """Let only those parameters train that a round moves; all do again on every exit."""
         self._active = tuple(name for name in self.names if not self._rests(name, round_index))
+        self.active_dimension = self._count()
         for name in self.names:
             self.get_parameter(name).requires_grad = name in self._active
         try:
             yield
         finally:
-            self._active = self.names
+            self._active, self.active_dimension = self.names, self.dimension
             for name in self.names:
                 self.get_parameter(name).requires_grad = True
 
@@ -211,6 +207,9 @@ class AdaptedModel(nn.Module):
     def features_behind(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return the features that enter the head from the prefix's hidden states."""
         return self.task.features(self._hidden(hidden, mask), mask)
+
+    def _count(self) -> int:
+        return sum(parameter.numel() for _, parameter in self.trainable())
 
     def _hidden(self, hidden: Tensor, mask: Tensor) -> Tensor:
         encoder = self._encoder_model()
