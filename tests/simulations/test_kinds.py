@@ -24,12 +24,12 @@ from tests.simulations.pages import Page
 
 LABELLED = ("image", "audio", "tabular", "pretraining")
 SAID = {
-    "image": "Assign one of 2 labels to an image, brought to 16 by 16 pixels: dark, bright",
-    "audio": "Assign one of 2 labels to a recording, its first 0.24 s at 1,000 samples a second: low, high",
-    "tabular": "Assign one of 2 labels to a row of 2 fields, written as a text of at most 16 tokens and read",
-    "tokens": "Assign one of 2 labels to each word of a text of at most 16 tokens: O, SIGN",
-    "regression": "Predict a number from 0 to 10 from a text of at most 16 tokens",
-    "pretraining": "The first 2 rounds learn without labels: predict the 15% of tokens that are masked",
+    "image": "It assigns one of 2 labels to an image: dark, bright. It reads images, each brought to 16 by 16 pixels",
+    "audio": "It assigns one of 2 labels to a recording: low, high. It reads recordings, the first 0.24 s of each at 1,000",
+    "tabular": "It reads rows, written down as a text of up to 16 tokens, and as numbers",
+    "tokens": "It assigns one of 2 labels to each word of a text: O, SIGN. It reads texts, up to 16 tokens of each",
+    "regression": "It predicts a number from 0 to 10 for a text. It reads texts, up to 16 tokens of each",
+    "pretraining": "The first 2 rounds learn without labels: it predicts masked tokens of a text, 15% of them",
 }
 SCORES = {"tokens": "share of words that are right", "regression": "closeness"}
 

@@ -282,10 +282,10 @@ def test_a_score_that_is_no_accuracy_is_never_called_one() -> None:
     assert "accuracy" not in page.text.lower()
     assert "Macro F1" not in page.text
     said = (
-        "Predict a number from 0 to 10 from a text of at most 64 tokens",
+        "It predicts a number from 0 to 10 for a text. It reads texts, up to 64 tokens of each",
         "The score is closeness: one less the error in parts of the distance from 0 to 10, the mean over records.",
         "the federated model scores 87.3%",
-        "The first 3 rounds learn without labels: predict the 15% of tokens that are masked",
+        "The first 3 rounds learn without labels: it predicts masked tokens of a text, 15% of them",
         "4 sites, 20 rounds, regression; scenario",
     )
     for sentence in said:
