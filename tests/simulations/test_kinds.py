@@ -25,7 +25,7 @@ from tests.simulations.pages import Page
 LABELLED = ("image", "audio", "tabular", "pretraining")
 SAID = {
     "image": "It assigns one of 2 labels to an image: dark, bright. It reads images, each brought to 16 by 16 pixels",
-    "audio": "It assigns one of 2 labels to a recording: low, high. It reads recordings, the first 0.24 s of each at 1,000",
+    "audio": "It assigns one of 2 labels to a recording: low, high. It reads recordings, the first 0.24 s of each",
     "tabular": "It reads rows, written down as a text of up to 16 tokens, and as numbers",
     "tokens": "It assigns one of 2 labels to each word of a text: O, SIGN. It reads texts, up to 16 tokens of each",
     "regression": "It predicts a number from 0 to 10 for a text. It reads texts, up to 16 tokens of each",
