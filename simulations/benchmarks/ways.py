@@ -58,8 +58,14 @@ _SAMPLES = {
 _ROUNDS = {"pneumonia": 60, "digits": 60, "medquad": 15}
 """Rounds of a data set; 20 where none are named."""
 _RATE = {
-    "last-layer": 0.003, "full": 0.003, "bottleneck": 0.01, "bitfit": 0.01, "layer-norm": 0.03, "lora": 0.03, "rolora": 0.03,
-}  # fmt: skip
+    "last-layer": 0.003,
+    "full": 0.003,
+    "bottleneck": 0.01,
+    "bitfit": 0.01,
+    "layer-norm": 0.03,
+    "lora": 0.03,
+    "rolora": 0.03,
+}
 """Of an adaptive server, for ways whose weights multiply each other or are many; 0.1 for the others."""
 _PACKAGES = ("torch", "opacus", "dp-accounting", "flwr", "transformers", "peft")
 
