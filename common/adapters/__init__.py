@@ -249,6 +249,8 @@ def attach(
     """
     if spec.last_layers > backbone.layers:
         raise ConsiliumError(errors.ADAPTER_INVALID, f"last_layers is {spec.last_layers} of {backbone.layers}")
+    if pretraining is not None and task.spec.content != "text":
+        raise ConsiliumError(errors.TASK_UNSUPPORTED, "pretraining is of texts")
     head_alone = spec.method == "head-only"
     first = backbone.layers if head_alone else backbone.layers - (spec.last_layers or backbone.layers)
     encoder = METHODS[spec.method](sharing_copy(backbone.model), spec, range(first, backbone.layers), stream)
