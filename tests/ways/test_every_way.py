@@ -17,7 +17,7 @@ from client.training.features import Features
 from client.training.loop import train_privately
 from client.workload import ModelWorkload
 from common import errors
-from common.adapters import AdaptedModel, of_study, ranks, shapes_of
+from common.adapters import AdaptedModel, attach, of_study, ranks, shapes_of
 from common.adapters.release import load_release, save_release
 from common.anatomy import audio, image, text
 from common.backbone import Backbone
@@ -25,12 +25,13 @@ from common.errors import ConsiliumError
 from common.identity import SiteId
 from common.privacy.accounting import EVALUATION_SCALE, EVALUATION_SENSITIVITY
 from common.study import Study, Unit
-from common.tasks import _TASKS, Encoded, Task
+from common.tasks import _TASKS, Encoded, Task, task_for
+from common.transfer import AdapterSpec, Pretraining
 from common.ways import FAMILIES, TASKS, WAYS, fits, refusal
 from simulations.noise import SeededNoise
 from tests.client.conftest import shaken
 from tests.client.training.test_step import PLAN, Chosen, gradient_of
-from tests.ways.records import TRIED, records_of, study_of
+from tests.ways.records import TRIED, records_of, spec_of, study_of
 
 Tiny = Callable[[str], Backbone]
 EVERY = [(way, task, family) for way in WAYS for task in TASKS for family in TRIED]
@@ -216,3 +217,10 @@ def test_several_charges_of_a_phase_have_the_plans_guarantee(tiny: Tiny) -> None
             model, features, PLAN, study.training, SeededNoise(0, "x"), start=model.read_vector(), round_index=0
         )
     assert caught.value.fault is errors.PRIVACY_PARAMETER
+
+
+def test_rows_of_fields_are_not_pretrained_on_without_a_study_either(tiny: Tiny) -> None:
+    backbone, pretraining = tiny("bert"), Pretraining(rounds=1)
+    task = task_for(spec_of("tabular-classification", "bert"), backbone)
+    with pytest.raises(ConsiliumError, match="CSL-322.*pretraining is of texts"):
+        attach(backbone, AdapterSpec(last_layers=1), task, "5a" * 32, pretraining=pretraining)
