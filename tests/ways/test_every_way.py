@@ -222,5 +222,5 @@ def test_several_charges_of_a_phase_have_the_plans_guarantee(tiny: Tiny) -> None
 def test_rows_of_fields_are_not_pretrained_on_without_a_study_either(tiny: Tiny) -> None:
     backbone, pretraining = tiny("bert"), Pretraining(rounds=1)
     task = task_for(spec_of("tabular-classification", "bert"), backbone)
-    with pytest.raises(ConsiliumError, match="CSL-322.*pretraining is of texts"):
+    with pytest.raises(ConsiliumError, match=r"CSL-322.*pretraining is of texts"):
         attach(backbone, AdapterSpec(last_layers=1), task, "5a" * 32, pretraining=pretraining)
