@@ -86,6 +86,17 @@ class Anatomy(ABC):
         return found.weight
 
 
+class Unmasked(Anatomy):
+    """A family whose examples are all of one shape: its layers run one after the other, and nothing is masked."""
+
+    def run(self, model: nn.Module, hidden: Tensor, mask: Tensor, *, first: int, last: int) -> Tensor:
+        """See :meth:`Anatomy.run`."""
+        del mask
+        for layer in self.layers(model)[first:last]:
+            hidden = tensor_of(layer(hidden))
+        return hidden
+
+
 def anatomy_of(model: nn.Module) -> Anatomy:
     """Return the anatomy of a backbone's family; raises CSL-304 for a family without a row."""
     from common.anatomy import audio, image, text

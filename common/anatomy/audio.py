@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from common.anatomy import Anatomy, tensor_of
+from common.anatomy import Anatomy, Reads, Unmasked, tensor_of
+from common.anatomy.image import Transformer
 
 
-class Wav2Vec2(Anatomy):
+class Wav2Vec2(Unmasked):
     """wav2vec2: convolutions over the waveform, then layers over frames, pooled by their mean.
 
     Of the two forms of the model, the one that normalises late does so behind its last layer, not before its first.
@@ -29,13 +30,6 @@ class Wav2Vec2(Anatomy):
         hidden = hidden + tensor_of(model.get_submodule("encoder.pos_conv_embed")(hidden))
         return hidden if _normalises_late(model) else tensor_of(model.get_submodule("encoder.layer_norm")(hidden))
 
-    def run(self, model: nn.Module, hidden: Tensor, mask: Tensor, *, first: int, last: int) -> Tensor:
-        """See :meth:`Anatomy.run`; there is nothing to mask."""
-        del mask
-        for layer in self.layers(model)[first:last]:
-            hidden = tensor_of(layer(hidden))
-        return hidden
-
     def finish(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """See :meth:`Anatomy.finish`."""
         return tensor_of(model.get_submodule("encoder.layer_norm")(hidden)) if _normalises_late(model) else hidden
@@ -46,27 +40,15 @@ class Wav2Vec2(Anatomy):
         return hidden.mean(dim=1)
 
 
-class SpectrogramTransformer(Anatomy):
+class SpectrogramTransformer(Transformer):
     """The audio spectrogram transformer: patches of a spectrogram, of which the first two places stand for all."""
 
-    reads = "spectrogram"
-    stack = "layers"
-    aliases: Mapping[str, str] = {"query": "attention.q_proj", "value": "attention.v_proj"}
+    reads: Reads = "spectrogram"
 
-    def embed(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """See :meth:`Anatomy.embed`."""
-        return tensor_of(model.get_submodule("embeddings")(inputs))
-
-    def run(self, model: nn.Module, hidden: Tensor, mask: Tensor, *, first: int, last: int) -> Tensor:
-        """See :meth:`Anatomy.run`; there is nothing to mask."""
-        del mask
-        for layer in self.layers(model)[first:last]:
-            hidden = tensor_of(layer(hidden))
-        return hidden
-
-    def finish(self, model: nn.Module, hidden: Tensor) -> Tensor:
-        """See :meth:`Anatomy.finish`."""
-        return tensor_of(model.get_submodule("layernorm")(hidden))
+    def image_size(self, model: nn.Module) -> int | None:
+        """See :meth:`Anatomy.image_size`: it reads none."""
+        del model
+        return None
 
     def pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """See :meth:`Anatomy.pool`."""
@@ -80,5 +62,5 @@ def _normalises_late(model: nn.Module) -> bool:
 
 FAMILIES: Mapping[str, Anatomy] = {
     "wav2vec2": Wav2Vec2(),
-    "audio-spectrogram-transformer": SpectrogramTransformer(),
+    "audio-spectrogram-transformer": SpectrogramTransformer("layers"),
 }

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from common import errors
-from common.anatomy import Anatomy, tensor_of
+from common.anatomy import Anatomy, Reads, Unmasked, tensor_of
 from common.errors import ConsiliumError
 
 _ATTENTION: Mapping[str, str] = {"query": "attention.q_proj", "value": "attention.v_proj"}
 
 
-class Transformer(Anatomy):
+class Transformer(Unmasked):
     """A transformer over patches whose first place stands for the whole image; every image has as many patches.
 
     stack  dotted path of the list of layers
     """
 
-    reads = "pixels"
+    reads: Reads = "pixels"
     aliases = _ATTENTION
 
     def __init__(self, stack: str) -> None:
@@ -34,13 +34,6 @@ class Transformer(Anatomy):
         """See :meth:`Anatomy.embed`."""
         return tensor_of(model.get_submodule("embeddings")(inputs))
 
-    def run(self, model: nn.Module, hidden: Tensor, mask: Tensor, *, first: int, last: int) -> Tensor:
-        """See :meth:`Anatomy.run`; there is nothing to mask."""
-        del mask
-        for layer in self.layers(model)[first:last]:
-            hidden = tensor_of(layer(hidden))
-        return hidden
-
     def finish(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """See :meth:`Anatomy.finish`."""
         return tensor_of(model.get_submodule("layernorm")(hidden))
@@ -51,26 +44,19 @@ class Transformer(Anatomy):
         return hidden[:, 0]
 
 
-class MobileNet(Anatomy):
+class MobileNet(Unmasked):
     """MobileNet v1: convolutions by channel and by place in turn, pooled by the mean over the image.
 
     Its batch norms stay in evaluation mode and keep the backbone's statistics, so that no image changes another's.
     """
 
-    reads = "pixels"
+    reads: Reads = "pixels"
     stack = "layer"
     aliases: Mapping[str, str] = {"query": "convolution", "value": "convolution"}
 
     def embed(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """See :meth:`Anatomy.embed`."""
         return tensor_of(model.get_submodule("conv_stem")(inputs))
-
-    def run(self, model: nn.Module, hidden: Tensor, mask: Tensor, *, first: int, last: int) -> Tensor:
-        """See :meth:`Anatomy.run`; there is nothing to mask."""
-        del mask
-        for layer in self.layers(model)[first:last]:
-            hidden = tensor_of(layer(hidden))
-        return hidden
 
     def finish(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """See :meth:`Anatomy.finish`: nothing follows the last layer."""
