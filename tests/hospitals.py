@@ -24,6 +24,7 @@ from common.messages import ANYONE, OPERATOR, Envelope, Stage, seal
 from common.study import Kind, Unit
 from tests.federations import DIMENSION, KnownWorkload
 from tests.policies import OPEN
+from tests.sitefile import opening
 from tests.studies import NOW, Signed, signed_study
 
 SITE = SiteId("site-000")
@@ -94,18 +95,7 @@ def hospital(home: Path, signed: Signed | None = None, *, policy: str = OPEN, si
         f'"{peer}" = "{fingerprint(identity.public_key)}"' for peer, identity in signed.sites.items() if peer != site
     )
     home.mkdir(parents=True, exist_ok=True)
-    (home / "site.toml").write_text(f"""
-site = "{site}"
-operator = "{signed.operator.public_key.hex()}"
-state = "state"
-studies = "studies"
-[link]
-server = "server:443"
-[keys]
-identity = "identity.pem"
-node = "node.pem"
-passphrase = "env:{VARIABLE}"
-[data]
+    (home / "site.toml").write_text(f"""{opening(site, signed.operator.public_key.hex(), f"env:{VARIABLE}")}[data]
 folder = "data"
 query = "SELECT 1"
 columns = {{ text = "t", label = "l" }}

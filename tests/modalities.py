@@ -21,6 +21,7 @@ from common.study import BackboneManifest, Study
 from common.task_specs import TabularClassification
 from server.config import Backbone
 from tests.encoders import write_encoder
+from tests.sitefile import opening
 from tests.studies import Signed, fields, signed_as
 from tests.ways.records import records_of, spec_of
 
@@ -94,18 +95,7 @@ def write_site(
     ]
     _write_table(folder / "data" / "records.csv", ["patient", "answer", *columns], [*rows, *broken])
     label_column = ', label = "answer"' if task.reads_labels else ""
-    (folder / "site.toml").write_text(f"""
-site = "{site}"
-operator = "{study.operator}"
-state = "state"
-studies = "studies"
-[link]
-server = "server:443"
-[keys]
-identity = "identity.pem"
-node = "node.pem"
-passphrase = "fd:0"
-[data]
+    (folder / "site.toml").write_text(f"""{opening(site, study.operator)}[data]
 folder = "data"
 query = "FROM read_csv('records.csv', all_varchar = true, nullstr = 'NULL')"
 columns = {{ {role}{label_column}, unit = "patient" }}

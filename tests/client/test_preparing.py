@@ -30,6 +30,7 @@ from common.study import BackboneManifest
 from server.coordinator import Coordinator
 from server.witnesses import MemoryWitnesses
 from tests.encoders import WORDS, write_encoder
+from tests.sitefile import opening
 from tests.studies import NOW, Signed, signed_study
 
 SITE = SiteId("site-000")
@@ -67,18 +68,7 @@ def site_file(folder: Path, backbone: Path | None, site: SiteId = SITE) -> SiteC
     ]
     (folder / "data" / "notes.csv").write_text("\n".join(["patient,note,label", *rows]) + "\n")
     source = "" if backbone is None else f'[backbone]\nfolder = "{backbone}"\n'
-    (folder / "site.toml").write_text(f"""
-site = "{site}"
-operator = "{"5a" * 32}"
-state = "state"
-studies = "studies"
-[link]
-server = "server:443"
-[keys]
-identity = "identity.pem"
-node = "node.pem"
-passphrase = "fd:0"
-[data]
+    (folder / "site.toml").write_text(f"""{opening(site, "5a" * 32)}[data]
 folder = "data"
 query = "FROM read_csv('notes.csv', all_varchar = true)"
 columns = {{ text = "note", label = "label", unit = "patient" }}

@@ -37,6 +37,7 @@ from server.witnesses import MemoryWitnesses
 from tests.encoders import write_encoder
 from tests.federations import DIMENSION, KnownWorkload
 from tests.policies import OPEN
+from tests.sitefile import opening
 from tests.studies import NOW, Signed, signed_study
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * (CHUNK_BYTES // 100), "tokenizer.json": b"[]"}
@@ -68,18 +69,7 @@ def daemon_of(signed: Signed, site: SiteId, home: Path, source: str, made: list[
     peers = "\n".join(
         f'{other} = "{fingerprint(identity.public_key)}"' for other, identity in signed.sites.items() if other != site
     )
-    (home / "site.toml").write_text(f"""
-site = "{site}"
-operator = "{signed.operator.public_key.hex()}"
-state = "state"
-studies = "studies"
-[link]
-server = "server:443"
-[keys]
-identity = "identity.pem"
-node = "node.pem"
-passphrase = "fd:0"
-[data]
+    (home / "site.toml").write_text(f"""{opening(site, signed.operator.public_key.hex())}[data]
 folder = "data"
 query = "SELECT 1"
 columns = {{ text = "t", label = "l" }}

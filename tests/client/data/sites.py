@@ -9,6 +9,7 @@ from pathlib import Path
 from client.config import SiteConfig
 from common.identity import Identity
 from common.keystore import write_identity
+from tests.sitefile import opening
 
 IDENTITY = Identity.from_private_bytes(bytes(31) + b"\x07")
 PASSPHRASE = b"invented"
@@ -23,18 +24,7 @@ def site_file(
     if not (folder / "identity.pem").exists():
         write_identity(folder / "identity.pem", IDENTITY, PASSPHRASE)
     named = "".join(f"{role} = {json.dumps(name)}\n" for role, name in columns.items())
-    (folder / "site.toml").write_text(f"""
-site = "north"
-operator = "{"5a" * 32}"
-state = "state"
-studies = "studies"
-[link]
-server = "server:443"
-[keys]
-identity = "identity.pem"
-node = "node.pem"
-passphrase = "env:SITE_PASSPHRASE"
-[data]
+    (folder / "site.toml").write_text(f"""{opening("north", "5a" * 32, "env:SITE_PASSPHRASE")}[data]
 {source}
 query = '''
 {query}

@@ -15,6 +15,7 @@ from client.records import SPLIT_PURPOSE, load, load_for_verdict, side_of
 from common.errors import ConsiliumError
 from common.identity import Identity
 from common.study import Study
+from tests.sitefile import opening
 from tests.studies import signed_study
 
 IDENTITY = Identity.from_private_bytes(bytes(31) + b"\x07")
@@ -25,18 +26,7 @@ Row = tuple[object, object, object, object]
 
 def config(folder: Path, **columns: str) -> SiteConfig:
     named = "".join(f'{role} = "{name}"\n' for role, name in {"text": "note", "label": "label", **columns}.items())
-    (folder / "site.toml").write_text(f"""
-site = "north"
-operator = "{"5a" * 32}"
-state = "state"
-studies = "studies"
-[link]
-server = "server:443"
-[keys]
-identity = "identity.pem"
-node = "node.pem"
-passphrase = "fd:0"
-[data]
+    (folder / "site.toml").write_text(f"""{opening("north", "5a" * 32)}[data]
 folder = "."
 query = "FROM read_csv('notes.csv', all_varchar = true, nullstr = 'NULL', quote = '\\"')"
 [data.columns]
