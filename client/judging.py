@@ -69,7 +69,7 @@ def weigh(
 def fitted(study: Study, own: Own, shared: Vector) -> Mapping[Candidate, Vector]:
     """Return each candidate's vector; backbone only and local only are one where the head alone trains."""
     found = {Candidate.SHARED: shared}
-    if any(not name.startswith("head.") for name in own.model.names):
+    if own.model.has_adapter:
         found[Candidate.BACKBONE] = local(own, study.personal, head_alone=True)
     found[Candidate.LOCAL] = local(own, study.personal, head_alone=False)
     personal = personalised(own, study.personal, shared)

@@ -67,10 +67,10 @@ class ModelWorkload:
 
     def train(self, start: Vector, round_index: int) -> Vector:
         """Return the private update of one round, (dimension,) float32: end minus start."""
-        is_pretraining = self._pretraining is not None and self._model.is_pretraining(round_index)
+        unlabelled = self._pretraining if self._model.is_pretraining(round_index) else None
         update = train_privately(
             self._own,
-            self._pretraining if is_pretraining and self._pretraining is not None else self._training,
+            self._training if unlabelled is None else unlabelled,
             self._plan,
             self._study.training,
             self._noise,

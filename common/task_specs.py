@@ -149,52 +149,46 @@ class TokenClassification(_Labelled):
         return self
 
 
-class CausalLanguageModelling(TaskSpec):
+class _LanguageModelling(TaskSpec):
+    """A task that learns from texts alone; labels are not looked at."""
+
+    max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Return False: the text says it all."""
+        return False
+
+    def accepts(self, label: str) -> bool:
+        """Return True: every text teaches."""
+        del label
+        return True
+
+
+class CausalLanguageModelling(_LanguageModelling):
     """Predict each token of a text from those before it; labels are not looked at."""
 
     kind: Literal["causal-language-modelling"] = "causal-language-modelling"
-    max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
 
     @property
     def score(self) -> str:
         """See :attr:`TaskSpec.score`."""
         return "share of tokens that are right"
 
-    @property
-    def reads_labels(self) -> bool:
-        """Return False: the text says it all."""
-        return False
 
-    def accepts(self, label: str) -> bool:
-        """Return True: every text teaches."""
-        del label
-        return True
-
-
-class MaskedLanguageModelling(TaskSpec):
+class MaskedLanguageModelling(_LanguageModelling):
     """Predict tokens that are masked from those around them; labels are not looked at.
 
     Which tokens of a text are masked depends on the text and on the study's public randomness alone.
     """
 
     kind: Literal["masked-language-modelling"] = "masked-language-modelling"
-    max_tokens: int = Field(default=128, ge=4, le=_MAX_TOKENS)
     mask_share: float = Field(default=0.15, gt=0, lt=1)
 
     @property
     def score(self) -> str:
         """See :attr:`TaskSpec.score`."""
         return "share of masked tokens that are right"
-
-    @property
-    def reads_labels(self) -> bool:
-        """Return False: the text says it all."""
-        return False
-
-    def accepts(self, label: str) -> bool:
-        """Return True: every text teaches."""
-        del label
-        return True
 
 
 class Retrieval(TaskSpec):

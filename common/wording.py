@@ -25,7 +25,7 @@ from common.task_specs import (
 )
 from common.transfer import RANKED, AdapterSpec, FeatureReference, Personal, Pretraining, Training
 
-_OPTIMIZERS = {
+OPTIMIZERS = {
     "sgd": "SGD",
     "adam": "Adam",
     "fedavg": "FedAvg",
@@ -33,6 +33,7 @@ _OPTIMIZERS = {
     "fedadam": "FedAdam",
     "fedyogi": "FedYogi",
 }
+"""What optimisers are called, the sites' and the server's."""
 _SHOWN = 12
 """Names that a sentence lists; of more it says how many."""
 
@@ -153,8 +154,8 @@ def trains(training: Training) -> str:
     schedule = f", {training.schedule}"
     at_sites, at_server = ("", schedule) if training.is_adaptive else (schedule, "")
     return (
-        f"{_OPTIMIZERS[training.optimizer]}{momentum} at the sites, rate {training.learning_rate:g}{at_sites}{pull}; "
-        f"{_OPTIMIZERS[training.server_optimizer]}{faded} at the server, rate {training.server_learning_rate:g}"
+        f"{OPTIMIZERS[training.optimizer]}{momentum} at the sites, rate {training.learning_rate:g}{at_sites}{pull}; "
+        f"{OPTIMIZERS[training.server_optimizer]}{faded} at the server, rate {training.server_learning_rate:g}"
         f"{at_server}"
     )
 

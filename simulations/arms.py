@@ -43,8 +43,8 @@ class Learner:
 
     def features_in(self, model: AdaptedModel, round_index: int) -> Features:
         """Return the records of a round."""
-        without_labels = self.pretraining is not None and model.is_pretraining(round_index)
-        return self.pretraining if without_labels and self.pretraining is not None else self.features
+        unlabelled = self.pretraining if model.is_pretraining(round_index) else None
+        return self.features if unlabelled is None else unlabelled
 
 
 @dataclass(frozen=True, slots=True)

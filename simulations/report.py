@@ -49,17 +49,8 @@ ARMS = {
     "federated_nonprivate": "Together, no privacy",
     "centralised_nonprivate": "All records in one place",
 }
-NAMES = {
-    "sgd": "SGD",
-    "adam": "Adam",
-    "fedavg": "FedAvg",
-    "fedmomentum": "FedAvg with momentum",
-    "fedadam": "FedAdam",
-    "fedyogi": "FedYogi",
-}
 _WITHIN = ("full", "bitfit", "layer-norm")
 """Methods that train weights of the backbone's own."""
-_HEADLESS = ("causal-language-modelling", "masked-language-modelling", "retrieval")
 PARTS = ("setup", "features", "tuning", "training", "secagg", "transport", "evaluation", "verdicts", "baselines")
 
 
@@ -149,7 +140,7 @@ def _templates() -> Environment:
     templates.filters.update(
         percent=percent, signed=findings.signed, size=size, duration=duration, small=small,
         epsilon=findings.epsilon_text, gain=findings.site_gain, count=lambda value: f"{value:,}",
-        interval=_interval, long=_long, known=lambda name: (NAMES | ARMS).get(name, name),
+        interval=_interval, long=_long, known=lambda name: (wording.OPTIMIZERS | ARMS).get(name, name),
         wilson=lambda share, count: findings.wilson(share, count), swatch=lambda kind: drawn(figures.swatch(kind)),
     )  # fmt: skip
     return templates
@@ -178,7 +169,7 @@ def _trains(study: Study, layers: str) -> str:
     said += f" ({layers} layers)"
     if adapter.site_ranks:
         said += f", less at {len(adapter.site_ranks)} of {len(study.roster)} sites"
-    return said if study.task.kind in _HEADLESS else f"{said}; and the head"
+    return f"{said}; and the head" if wording.has_head(study.task, adapter) else said
 
 
 def _candidates(metrics: Metrics) -> tuple[str, ...]:

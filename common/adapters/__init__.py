@@ -85,14 +85,17 @@ class AdaptedModel(nn.Module):
         self._active = self.names
         self.dimension = self.active_dimension = self._count()
         self._order = ranks.order(spec, shapes_of(self))
-        if self.objective is not None and not any(not self._is_of_head(name) for name in self.names):
-            raise ConsiliumError(errors.TASK_UNSUPPORTED, "pretraining is of an adapter, and there is none")
         self.eval()
 
     @property
     def peft_model(self) -> PeftModel | None:
         """The encoder as a PEFT model; None where PEFT has no such method, or the head alone trains."""
         return self.encoder if isinstance(self.encoder, PeftModel) else None
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether anything trains beside the head."""
+        return not all(self._is_of_head(name) for name in self.names)
 
     @property
     def device(self) -> torch.device:
@@ -164,16 +167,18 @@ class AdaptedModel(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor, numbers: Tensor | None = None) -> Tensor:
         """Return the task's outputs from a batch of records, examples in dimension 0; see :meth:`Task.pad`."""
-        return self.suffix(self._prefix(inputs, mask), mask, numbers)
+        return self.suffix(self.run_through(inputs, mask), mask, numbers)
 
     def run_through(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """As :meth:`prefix`, with gradients: what trains in front of it would be found out."""
-        return self._prefix(inputs, mask)
+        encoder = self._encoder_model()
+        hidden = self._anatomy.embed(encoder, inputs)
+        return self._anatomy.run(encoder, hidden, mask, first=0, last=self.prefix_layers)
 
     @torch.no_grad()
     def prefix(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Return the hidden states that enter the first adapted layer; they do not depend on the vector."""
-        return self._prefix(inputs, mask)
+        return self.run_through(inputs, mask)
 
     @property
     def prefix_shape(self) -> tuple[int, ...]:
@@ -201,7 +206,7 @@ class AdaptedModel(nn.Module):
     @torch.no_grad()
     def features_of(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Return the features that enter the head under the present vector."""
-        return self.features_behind(self._prefix(inputs, mask), mask)
+        return self.features_behind(self.run_through(inputs, mask), mask)
 
     @torch.no_grad()
     def features_behind(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -215,11 +220,6 @@ class AdaptedModel(nn.Module):
         encoder = self._encoder_model()
         hidden = self._anatomy.run(encoder, hidden, mask, first=self.prefix_layers, last=self.backbone.layers)
         return self._anatomy.finish(encoder, hidden)
-
-    def _prefix(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        encoder = self._encoder_model()
-        hidden = self._anatomy.embed(encoder, inputs)
-        return self._anatomy.run(encoder, hidden, mask, first=0, last=self.prefix_layers)
 
     def _encoder_model(self) -> nn.Module:
         peft_model = self.peft_model
@@ -257,6 +257,8 @@ def attach(
     model = AdaptedModel(backbone, spec, task, encoder, first, pretraining=pretraining, stream=stream)
     if not model.names:
         raise ConsiliumError(errors.TASK_UNSUPPORTED, f"{task.spec.kind} has no head that could train alone")
+    if pretraining is not None and not model.has_adapter:
+        raise ConsiliumError(errors.TASK_UNSUPPORTED, "pretraining is of an adapter, and there is none")
     task.initialise_head(model.head, model)
     return model
 

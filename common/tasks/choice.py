@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from common.task_specs import TaskSpec
 from common.tasks import Task
-
-LABEL_TEMPERATURE = 8.0
-"""Norm of a label's initial weights: confident enough to rank labels, flat enough to be corrected."""
 
 
 class Choice(Task):
@@ -54,13 +50,3 @@ def zero_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-def point_at(layer: nn.Linear, features: Tensor, norm: float) -> None:
-    """Point each label's weights at the features of its text, less the mean over the labels.
-
-    features  (labels, width), of L2 norm ``norm``
-    """
-    with torch.no_grad():
-        directions = functional.normalize(features - features.mean(dim=0), dim=-1)
-        layer.weight[:, : directions.shape[1]].copy_(directions * LABEL_TEMPERATURE / norm)

@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from common.backbone import Backbone
 from common.task_specs import MultiLabelClassification
-from common.tasks import FEATURE_NORM, Embedder
-from common.tasks.choice import point_at, zero_linear
+from common.tasks.choice import zero_linear
 from common.tasks.texts import Tokens, WholeTextTask
 
 
@@ -22,7 +21,7 @@ class MultiLabelTask(WholeTextTask):
     def __init__(self, spec: MultiLabelClassification, backbone: Backbone, stream: str = "") -> None:
         del stream
         super().__init__(backbone, spec.max_tokens)
-        self.spec, self._named, self._label_texts = spec, spec.named, spec.label_texts
+        self.spec, self._named, self.label_texts = spec, spec.named, spec.label_texts
         self._index = {label: index for index, label in enumerate(spec.labels)}
 
     def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.float32]:
@@ -41,13 +40,6 @@ class MultiLabelTask(WholeTextTask):
         """See :meth:`Task.head`."""
         del alone
         return zero_linear(width, len(self._index))
-
-    def initialise_head(self, head: nn.Module, embedder: Embedder) -> None:
-        """Point each label's weights at the embedding of its text."""
-        if self._label_texts is None or not isinstance(head, nn.Linear):
-            return
-        identifiers, mask = (part.to(head.weight.device) for part in self.pad(self.tokens(self._label_texts)))
-        point_at(head, embedder.features_of(identifiers, mask), FEATURE_NORM)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """See :meth:`Task.loss`: binary cross-entropy, summed over the labels."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from common.backbone import Backbone
 from common.task_specs import CategoryField, NumericField, TabularClassification
-from common.tasks import FEATURE_NORM, Embedder, Encoded, Targets
-from common.tasks.choice import point_at, zero_linear
+from common.tasks import Embedder, Encoded, Targets
+from common.tasks.choice import zero_linear
 from common.tasks.text_classification import TextClassificationTask
 from common.tasks.texts import Tokens
 
@@ -106,12 +106,7 @@ class TabularClassificationTask(TextClassificationTask):
 
     def initialise_head(self, head: nn.Module, embedder: Embedder) -> None:
         """Point each label's weights at the embedding of its text; those of the numbers stay at zero."""
-        if not isinstance(head, TabularHead):
-            super().initialise_head(head, embedder)
-        elif self._label_texts is not None:
-            device = head.choice.weight.device
-            identifiers, mask = (part.to(device) for part in self.pad(self.tokens(self._label_texts)))
-            point_at(head.choice, embedder.features_of(identifiers, mask), FEATURE_NORM)
+        self.point_at_labels(head.choice if isinstance(head, TabularHead) else head, embedder)
 
     def outputs(self, head: nn.Module, features: Tensor, numbers: Tensor | None) -> Tensor:
         """See :meth:`Task.outputs`."""

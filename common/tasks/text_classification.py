@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from common.backbone import Backbone
 from common.task_specs import TabularClassification, TextClassification
-from common.tasks import FEATURE_NORM, Embedder
-from common.tasks.choice import Choice, point_at
+from common.tasks.choice import Choice
 from common.tasks.texts import Tokens, WholeTextTask
 
 
@@ -21,7 +19,7 @@ class TextClassificationTask(Choice, WholeTextTask):
     def __init__(self, spec: TextClassification | TabularClassification, backbone: Backbone, stream: str = "") -> None:
         del stream
         super().__init__(backbone, spec.max_tokens)
-        self.spec, self._label_texts = spec, spec.label_texts
+        self.spec, self.label_texts = spec, spec.label_texts
         self.choose_among(spec)
 
     def targets(self, labels: Sequence[str], tokens: Tokens) -> NDArray[np.int64]:
@@ -33,11 +31,3 @@ class TextClassificationTask(Choice, WholeTextTask):
         """See :meth:`TextTask.invented_targets`."""
         del dice
         return np.arange(len(tokens), dtype=np.int64) % self.classes
-
-    def initialise_head(self, head: nn.Module, embedder: Embedder) -> None:
-        """Point each label's weights at the embedding of its text."""
-        if self._label_texts is None or not isinstance(head, nn.Linear):
-            return
-        identifiers, mask = self.pad(self.tokens(self._label_texts))
-        device = head.weight.device
-        point_at(head, embedder.features_of(identifiers.to(device), mask.to(device)), FEATURE_NORM)

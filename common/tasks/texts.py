@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.backbone import Backbone
-from common.tasks import Encoded, Inputs, Targets, Task, unsupported
+from common.tasks import FEATURE_NORM, Embedder, Encoded, Inputs, Targets, Task, unsupported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Tokens = tuple[NDArray[np.generic], ...]
+LABEL_TEMPERATURE = 8.0
+"""Norm of a label's initial weights: confident enough to rank labels, flat enough to be corrected."""
 
 
 class TextTask(Task):
@@ -84,7 +86,26 @@ class TextTask(Task):
 
 
 class WholeTextTask(TextTask):
-    """A task whose inputs are the tokens of a text, and nothing is done to them."""
+    """A task whose inputs are the tokens of a text, and nothing is done to them.
+
+    label_texts  one description a label, from whose embedding the label's weights start; None starts at zero
+    """
+
+    label_texts: tuple[str, ...] | None = None
+
+    def initialise_head(self, head: nn.Module, embedder: Embedder) -> None:
+        """See :meth:`Task.initialise_head`."""
+        self.point_at_labels(head, embedder)
+
+    def point_at_labels(self, layer: nn.Module, embedder: Embedder) -> None:
+        """Point each label's weights at the embedding of its text, less the mean over the labels."""
+        if self.label_texts is None or not isinstance(layer, nn.Linear):
+            return
+        with torch.no_grad():
+            identifiers, mask = (part.to(layer.weight.device) for part in self.pad(self.tokens(self.label_texts)))
+            features = embedder.features_of(identifiers, mask)
+            directions = nn.functional.normalize(features - features.mean(dim=0), dim=-1)
+            layer.weight[:, : directions.shape[1]].copy_(directions * LABEL_TEMPERATURE / FEATURE_NORM)
 
     def encoded(
         self, contents: Sequence[object], labels: Sequence[str]

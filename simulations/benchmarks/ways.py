@@ -25,19 +25,17 @@ from common.stopwatch import Stopwatch
 from common.transfer import Pretraining, Training
 from common.ways import WAYS
 from simulations import scenario as scenarios
-from simulations.arms import Quality
-from simulations.authoring import Consortium, privacy_of
+from simulations.authoring import privacy_of
 from simulations.benchmarks._files import lay_out
 from simulations.benchmarks._rows import Row, kept, save
 from simulations.cohort import load_sites
 from simulations.comparison import Comparison
+from simulations.curve.study import quality_of
 from simulations.engines import EntropySource
-from simulations.federation import agree, federate
 from simulations.hosting import noise_of
 from simulations.preparation import Prepared, prepare
 from simulations.progress import SilentProgress
 from simulations.scenario import Baseline, Scenario, rate_of, with_rate
-from simulations.summary import own_tests
 
 OUT = Path("runs/bench/ways.json")
 DATA = Path("../shared/data")
@@ -160,26 +158,18 @@ class Bench:
         }
 
     def _quality(self, cell: Cell, scenario: Scenario, prepared: Prepared) -> tuple[float, int]:
-        entropy, progress = EntropySource(None), SilentProgress()
-        if cell.column.startswith("epsilon"):
+        if cell.column == "alone":
+            alone = self._comparison(scenario, prepared).run(Baseline.LOCAL_ONLY, scenario.training).own.values()
+            return statistics.mean(each.accuracy for each in alone), sum(each.examples for each in alone)
+        if cell.column == "one place":
+            arm = self._comparison(scenario, prepared).run(Baseline.CENTRALISED_NONPRIVATE, scenario.training)
+            quality = next(iter(arm.pooled.values()))
+        elif cell.column == "none":
+            quality = quality_of(scenario, prepared, private=False)
+        else:
             wanted = scenario.privacy.model_copy(update={"epsilon": float(cell.column.split()[1])})
-            private = scenario.model_copy(update={"privacy": wanted})
-            consortium = Consortium.draw(tuple(prepared.units), entropy)
-            authored = agree(private, prepared, privacy_of(private), consortium)
-            found = own_tests(prepared, federate(prepared, authored, consortium, entropy, progress))
-            pooled = Quality.pooled(found.values())
-            return pooled.accuracy, pooled.examples
-        arm = {
-            "none": Baseline.FEDERATED_NONPRIVATE,
-            "alone": Baseline.LOCAL_ONLY,
-            "one place": Baseline.CENTRALISED_NONPRIVATE,
-        }[cell.column]
-        compared = self._comparison(scenario, prepared).run(arm, scenario.training)
-        if arm is Baseline.LOCAL_ONLY:
-            own = compared.own.values()
-            return statistics.mean(each.accuracy for each in own), sum(each.examples for each in own)
-        pooled = next(iter(compared.pooled.values()))
-        return pooled.accuracy, pooled.examples
+            quality = quality_of(scenario.model_copy(update={"privacy": wanted}), prepared, private=True)
+        return quality.accuracy, quality.examples
 
     def _comparison(self, scenario: Scenario, prepared: Prepared) -> Comparison:
         noise = noise_of(EntropySource(None), "arms")

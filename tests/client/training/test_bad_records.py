@@ -90,7 +90,7 @@ def test_a_record_for_which_the_cache_is_too_coarse_keeps_no_site_out(
     encoded = encode(12)
     longest = max(encoded.inputs, key=len)
     odd = torch.from_numpy(longest.astype(np.int64))
-    honest = model._prefix
+    honest = model.run_through
 
     def beyond_float16(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         hidden = honest(ids, mask)
@@ -99,7 +99,7 @@ def test_a_record_for_which_the_cache_is_too_coarse_keeps_no_site_out(
                 hidden[row, 1:] *= 1e7
         return hidden
 
-    monkeypatch.setattr(model, "_prefix", beyond_float16)
+    monkeypatch.setattr(model, "run_through", beyond_float16)
     features, whole = Features(model, encoded), Features(model, encoded, cache=False)
     rows = np.arange(len(encoded))
     with torch.no_grad():
